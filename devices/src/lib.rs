@@ -1,0 +1,1 @@
+//! ferry's device models: buses, serial, RTC, PCI and virtio.

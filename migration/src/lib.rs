@@ -1,0 +1,1 @@
+//! ferry's live migration: state sections, stream, RAM transfer and the handover.

@@ -1,0 +1,1 @@
+//! ferry's machine: KVM, vCPUs, boot, run state, migration and the ferry binary.

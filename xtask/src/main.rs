@@ -1,0 +1,3 @@
+//! ferry's tasks: demo, test and bench.
+
+fn main() {}
