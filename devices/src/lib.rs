@@ -1,1 +1,19 @@
 //! ferry's device models: buses, serial, RTC, PCI and virtio.
+//!
+//! Nothing here knows of KVM: interrupts and doorbells leave through the traits of [`irq`], the guest comes
+//! in through [`bus::Bus`], and what ends the machine leaves through [`power::PowerEvents`]. Every device
+//! treats offsets, lengths and values as an attacker's, and its saved state likewise: the types in each
+//! `state` module are what crosses to another process and are checked before they become a device.
+
+pub mod bus;
+pub mod i8042;
+pub mod irq;
+pub mod pci;
+pub mod power;
+pub mod pvpanic;
+pub mod rtc;
+pub mod serial;
+pub mod virtio;
+
+/// The guest's memory: mapped regions that record which pages our own devices wrote.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
