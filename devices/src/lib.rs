@@ -15,5 +15,9 @@ pub mod rtc;
 pub mod serial;
 pub mod virtio;
 
+/// A clock that a device is given: time since an origin that the device names. Devices never read a clock of
+/// the host themselves, so that tests and restores decide what time it is.
+pub type TimeSource = std::sync::Arc<dyn Fn() -> std::time::Duration + Send + Sync>;
+
 /// The guest's memory: mapped regions that record which pages our own devices wrote.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
