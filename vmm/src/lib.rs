@@ -1,1 +1,11 @@
 //! ferry's machine: KVM, vCPUs, boot, run state, migration and the ferry binary.
+
+pub mod arch;
+pub mod config;
+pub mod error;
+pub mod kvm;
+pub mod lifecycle;
+pub mod memory;
+pub mod vcpu;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,9 @@
+//! x86-64: the address map, boot protocols, ACPI, CPUID and the state of CPUs and interrupt controllers.
+
+pub mod acpi;
+pub mod boot;
+pub mod cpuid;
+pub mod layout;
+pub mod msr;
+pub mod regs;
+pub mod state;

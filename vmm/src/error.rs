@@ -1,0 +1,81 @@
+//! What can go wrong while a machine is built or run: a kind to act on, one sentence to read, and the cause.
+
+use std::error::Error as StdError;
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What sort of trouble an [`Error`] is; decides the exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The command line or a file that it names is wrong: nothing was started.
+    Config,
+    /// The host refuses something that a machine needs (KVM, memory, threads).
+    Host,
+    /// State that came from another process does not fit this machine.
+    State,
+    /// The request does not fit the machine's run state.
+    RunState,
+}
+
+/// An error with its context. `Display` is one line without the cause; [`Error::line`] adds the causes.
+#[derive(Debug, thiserror::Error)]
+#[error("{context}")]
+pub struct Error {
+    kind: ErrorKind,
+    context: String,
+    #[source]
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error that says everything itself.
+    pub fn new(kind: ErrorKind, context: impl Into<String>) -> Error {
+        Error { kind, context: context.into(), source: None }
+    }
+
+    /// An error with the cause that it was made from.
+    pub fn because(
+        kind: ErrorKind,
+        context: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Error {
+        Error { kind, context: context.into(), source: Some(source.into()) }
+    }
+
+    /// A wrong command line or file.
+    pub fn config(context: impl Into<String>) -> Error {
+        Error::new(ErrorKind::Config, context)
+    }
+
+    /// A system call or KVM request that failed; `doing` completes "cannot ...".
+    pub fn host(doing: &str, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        Error::because(ErrorKind::Host, format!("cannot {doing}"), source)
+    }
+
+    /// State from elsewhere that cannot be used here.
+    pub fn state(context: impl Into<String>) -> Error {
+        Error::new(ErrorKind::State, context)
+    }
+
+    /// What sort of trouble this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The whole story on one line: the context, then each cause.
+    pub fn line(&self) -> String {
+        let mut line = self.context.clone();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Some libraries repeat their source in their own text: say it once.
+            if !line.ends_with(&text) {
+                line.push_str(": ");
+                line.push_str(&text);
+            }
+            cause = error.source();
+        }
+        line.replace('\n', " ")
+    }
+}
