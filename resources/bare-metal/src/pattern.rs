@@ -57,7 +57,9 @@ pub fn examine(words: &[u64; SECTOR_WORDS], sector: u64) -> Content {
         let zero = words.iter().all(|&word| word == 0);
         return if zero { Content::Zero } else { Content::Foreign };
     }
-    let (place, sequence) = (words[1], words[2] as u32);
+    let (place, Ok(sequence)) = (words[1], u32::try_from(words[2])) else {
+        return Content::Damaged;
+    };
     let mut whole = [0; SECTOR_WORDS];
     fill(&mut whole, place, sequence);
     match whole == *words {

@@ -23,6 +23,7 @@ pub struct Verifier {
     write_percent: u64,
     flush_every: u64,
     zeroes: bool,
+    discards: bool,
     draining: bool,
     interval_ticks: u64,
     next_start: u64,
@@ -58,6 +59,7 @@ impl Verifier {
             write_percent: if disk.can(Op::Write) { args.number("write_percent", 60) } else { 0 },
             flush_every: if disk.can(Op::Flush) { args.number("flush_every", 64) } else { 0 },
             zeroes: args.number("zeroes", 0) != 0,
+            discards: args.number("discards", 0) != 0,
             draining: false,
             interval_ticks: (khz * 1000).checked_div(rate).unwrap_or(0),
             next_start: 0,
@@ -175,7 +177,9 @@ impl Verifier {
             let op = if self.random.below(100) >= self.write_percent {
                 Op::Read
             } else if self.zeroes && self.random.below(16) == 0 {
-                if self.random.below(2) == 0 { Op::Zero } else { Op::Discard }
+                Op::Zero
+            } else if self.discards && self.random.below(16) == 0 {
+                Op::Discard
             } else {
                 Op::Write
             };
