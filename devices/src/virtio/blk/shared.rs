@@ -1,0 +1,65 @@
+//! What both halves of a disk device know: the vCPUs' side changes it, the I/O thread looks at it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::config::{ErrorAction, FailedRequest, VirtioBlkConfig};
+use super::request::{ID_LEN, Rules};
+use crate::virtio::features;
+
+/// The changeable properties of a disk.
+pub(super) struct Shared {
+    config: VirtioBlkConfig,
+    id: [u8; ID_LEN],
+    /// Bytes.
+    len: AtomicU64,
+    /// The `writeback` field.
+    writeback: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new(config: VirtioBlkConfig, len: u64) -> Self {
+        let writeback = AtomicBool::new(config.write_cache);
+        Self { id: config.id(), config, len: AtomicU64::new(len), writeback }
+    }
+
+    pub(super) fn config(&self) -> &VirtioBlkConfig {
+        &self.config
+    }
+
+    /// Length of the disk in bytes, as the driver knows it or can know it.
+    pub(super) fn len(&self) -> u64 {
+        self.len.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_len(&self, len: u64) {
+        self.len.store(len, Ordering::Release);
+    }
+
+    /// The `writeback` field of the configuration.
+    pub(super) fn writeback(&self) -> bool {
+        self.writeback.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_writeback(&self, on: bool) {
+        self.writeback.store(on, Ordering::Release);
+    }
+
+    /// Whether writes may complete before they are durable, with these features negotiated (section
+    /// 5.2.6.2): as the driver switched it; or if it knows of flushes; else never.
+    pub(super) fn write_cache(&self, negotiated: u64) -> bool {
+        if negotiated & features::BLK_CONFIG_WCE != 0 {
+            self.writeback()
+        } else {
+            negotiated & features::BLK_FLUSH != 0
+        }
+    }
+
+    /// What decides whether a request is possible.
+    pub(super) fn rules(&self, features: u64) -> Rules {
+        Rules { len: self.len(), read_only: self.config.read_only, features, id: self.id }
+    }
+
+    pub(super) fn on_error(&self, failed: &FailedRequest) -> ErrorAction {
+        (self.config.on_error)(failed)
+    }
+}
