@@ -79,3 +79,9 @@ impl Error {
         line.replace('\n', " ")
     }
 }
+
+impl From<ferry_migration::Error> for Error {
+    fn from(error: ferry_migration::Error) -> Error {
+        Error::state(error.report())
+    }
+}

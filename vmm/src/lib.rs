@@ -5,7 +5,10 @@ pub mod config;
 pub mod error;
 pub mod kvm;
 pub mod lifecycle;
+pub mod machine;
 pub mod memory;
+#[cfg(test)]
+mod testing;
 pub mod vcpu;
 
 pub use error::{Error, ErrorKind, Result};

@@ -12,7 +12,8 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::error::{Error, Result};
-use crate::kvm::{Exit, KickFlag, Vm, decode_exit};
+use crate::kvm::{Exit, KickFlag, decode_exit};
+use crate::machine::Brake;
 
 /// Device code on a vCPU thread is shallow; the pages of a larger stack would never be touched anyway.
 const STACK: usize = 256 << 10;
@@ -57,6 +58,8 @@ struct Vcpu {
     fd: Mutex<VcpuFd>,
     /// A [`Wanted`]; also read without the lock, between two entries into the guest.
     wanted: AtomicU8,
+    /// Set by devices: stop, whatever is wanted.
+    brake: Brake,
     kick: KickFlag,
     /// True while the thread is in, or on its way into, the guest.
     running: Mutex<bool>,
@@ -66,22 +69,29 @@ struct Vcpu {
 /// All vCPUs of a machine. Created paused.
 pub struct Vcpus {
     vcpus: Vec<Arc<Vcpu>>,
+    brake: Brake,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Vcpus {
     /// Take `fds`, in the order of their numbers, and start a thread for each; none runs the guest yet.
-    pub fn new(fds: Vec<VcpuFd>, buses: &Buses, events: &VcpuEvents) -> Result<Vcpus> {
+    pub(crate) fn new(
+        fds: Vec<VcpuFd>,
+        buses: &Buses,
+        events: &VcpuEvents,
+        brake: &Brake,
+    ) -> Result<Vcpus> {
         // The handler does nothing: the signal is only there to interrupt KVM_RUN.
         register_signal_handler(SIGRTMIN(), on_kick)
             .map_err(|e| Error::host("install the signal that stops vCPUs", e))?;
-        let mut set = Vcpus { vcpus: Vec::new(), threads: Vec::new() };
+        let mut set = Vcpus { vcpus: Vec::new(), brake: Arc::clone(brake), threads: Vec::new() };
         for (index, mut fd) in (0..).zip(fds) {
             let vcpu = Arc::new(Vcpu {
                 index,
                 kick: KickFlag::of(&mut fd),
                 fd: Mutex::new(fd),
                 wanted: AtomicU8::new(Wanted::Pause as u8),
+                brake: Arc::clone(brake),
                 running: Mutex::new(false),
                 changed: Condvar::new(),
             });
@@ -107,15 +117,16 @@ impl Vcpus {
         self.vcpus.is_empty()
     }
 
-    /// Let all run the guest.
+    /// Let all run the guest, whatever had stopped them.
     pub fn resume(&self) {
+        self.brake.store(false, Ordering::SeqCst);
         for vcpu in &self.vcpus {
             vcpu.want(Wanted::Run);
         }
     }
 
-    /// Ask all to stop without waiting. Callable on a vCPU thread, which then does not enter the guest again.
-    pub fn hold(&self) {
+    /// Ask all to stop without waiting.
+    fn hold(&self) {
         for (vcpu, thread) in self.vcpus.iter().zip(&self.threads) {
             vcpu.want(Wanted::Pause);
             vcpu.kick(thread);
@@ -132,6 +143,14 @@ impl Vcpus {
                 running = vcpu.changed.wait(running).unwrap_or_else(PoisonError::into_inner);
             }
         }
+    }
+
+    /// Call `f` with vCPU `index`. Pause first: a vCPU in the guest is waited for.
+    pub fn with<R>(&self, index: usize, f: impl FnOnce(&VcpuFd) -> Result<R>) -> Result<R> {
+        let Some(vcpu) = self.vcpus.get(index) else {
+            return Err(Error::state(format!("there is no vCPU {index}")));
+        };
+        f(&lock(&vcpu.fd))
     }
 
     /// Call `f` with each vCPU in turn. Pause first: a vCPU in the guest is waited for.
@@ -161,6 +180,14 @@ impl Vcpu {
         self.changed.notify_all();
     }
 
+    /// Stop by ourselves. Whoever wants the thread to end has the last word.
+    fn stop_unless_ended(&self) {
+        let _waiting_threads_see_it = lock(&self.running);
+        let (run, pause) = (Wanted::Run as u8, Wanted::Pause as u8);
+        let _was_not_running =
+            self.wanted.compare_exchange(run, pause, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
     fn wants(&self, wanted: Wanted) -> bool {
         self.wanted.load(Ordering::SeqCst) == wanted as u8
     }
@@ -179,8 +206,10 @@ impl Vcpu {
             let stopped = self.run(&mut lock(&self.fd), buses);
             if let Some(event) = stopped {
                 // Not to be entered again before somebody decided what this means.
-                self.want(Wanted::Pause);
+                self.stop_unless_ended();
                 events(self.index, event);
+            } else if self.brake.load(Ordering::SeqCst) {
+                self.stop_unless_ended();
             }
         }
     }
@@ -203,7 +232,7 @@ impl Vcpu {
             // The order is the point: clear, look, enter. Whoever wants a stop sets `wanted` and then the
             // flag, so either we see the first here or the entry sees the second.
             self.kick.set(false);
-            let stopping = !self.wants(Wanted::Run);
+            let stopping = !self.wants(Wanted::Run) || self.brake.load(Ordering::SeqCst);
             // An access that was emulated is only finished by entering again; with the flag set, KVM finishes
             // it and returns before the next instruction.
             self.kick.set_if(stopping);

@@ -1,58 +1,34 @@
-//! Which pages changed: what KVM saw the guest write, and what our own devices wrote.
+//! What a migration needs of memory: where it is mapped, and which pages changed since it last asked.
 
+use std::ptr::NonNull;
+
+use ferry_migration::ram::{Backing, GuestRam, PageBitmap, RamMap, RamRegion};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{PAGE, Ram};
+use super::Ram;
 use crate::error::{Error, Result};
 
-const PAGES_PER_WORD: u64 = 64;
-
-/// A set of pages, one bit each, in the order of [`Ram::pages`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DirtyPages {
-    words: Vec<u64>,
-}
-
-impl DirtyPages {
-    /// No page.
-    pub fn none(pages: u64) -> DirtyPages {
-        let words = usize::try_from(pages.div_ceil(PAGES_PER_WORD)).unwrap_or(usize::MAX);
-        DirtyPages { words: vec![0; words] }
-    }
-
-    /// 64 pages a word, lowest bit first.
-    pub fn words(&self) -> &[u64] {
-        &self.words
-    }
-
-    /// Add a page; one past the end is ignored.
-    pub fn insert(&mut self, page: u64) {
-        let word = usize::try_from(page / PAGES_PER_WORD).ok();
-        if let Some(word) = word.and_then(|word| self.words.get_mut(word)) {
-            *word |= 1 << (page % PAGES_PER_WORD);
-        }
-    }
-
-    /// How many pages are in the set.
-    pub fn count(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
-    }
-
-    /// Is this page in the set?
-    pub fn contains(&self, page: u64) -> bool {
-        let word = usize::try_from(page / PAGES_PER_WORD).ok();
-        let word = word.and_then(|word| self.words.get(word)).copied().unwrap_or(0);
-        word & (1 << (page % PAGES_PER_WORD)) != 0
+// SAFETY: regions are never unmapped (see `map_region`) and do not overlap; vCPUs, the kernel and our
+// devices' volatile copies are the only others that access them.
+unsafe impl GuestRam for Ram {
+    fn regions(&self) -> Vec<RamRegion> {
+        let region = |region: &vm_memory::GuestRegionMmap<_>| {
+            let host = NonNull::new(region.as_ptr())?;
+            let (start, len) = (region.start_addr().0, region.len());
+            Some(RamRegion { start, len, host, backing: Backing::Anonymous })
+        };
+        self.guest.iter().filter_map(region).collect()
     }
 }
 
 impl Ram {
     /// Begin to record writes. Pages written before do not count.
     pub fn start_dirty_log(&self) -> Result<()> {
+        self.show_to_guest(true)?;
         for region in self.guest.iter() {
             region.get_mmap().bitmap().reset();
         }
-        self.show_to_guest(true)
+        Ok(())
     }
 
     /// Stop recording; the guest runs at full speed again.
@@ -60,23 +36,22 @@ impl Ram {
         self.show_to_guest(false)
     }
 
-    /// Add the pages written since the last call, by the guest or by our devices, to `into`.
+    /// Add the pages written since the last call, by the guest or by our devices, to `into`, by the numbers
+    /// of `map`, which is a map of this memory.
     ///
     /// Call it **before** reading the pages: one that is written after the call is in the next answer. A
     /// device marks its page after it wrote to it, so a page caught in between is in the next answer too.
-    pub fn take_dirty(&self, into: &mut DirtyPages) -> Result<()> {
-        let mut first_word = 0;
+    pub fn take_dirty(&self, map: &RamMap, into: &mut PageBitmap) -> Result<()> {
         for (slot, region) in (0..).zip(self.guest.iter()) {
-            let ours = region.get_mmap().bitmap().get_and_reset();
+            let start = region.start_addr().0;
+            let first = map.first_page_of(start).ok_or_else(|| {
+                Error::state(format!("the page numbers do not know the memory at {start:#x}"))
+            })?;
+            into.or_words(first, &region.get_mmap().bitmap().get_and_reset());
             let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
             let guests = self.vm.fd().get_dirty_log(slot, len);
             let guests = guests.map_err(|e| Error::host("read KVM's log of dirty pages", e))?;
-            // RAM is whole MiB, so no word belongs to two regions.
-            let words = &mut into.words[first_word..];
-            for ((word, ours), guests) in words.iter_mut().zip(ours).zip(guests) {
-                *word |= ours | guests;
-            }
-            first_word += usize::try_from(region.len() / PAGE / PAGES_PER_WORD).unwrap_or(0);
+            into.or_words(first, &guests);
         }
         Ok(())
     }

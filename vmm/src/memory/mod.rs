@@ -3,7 +3,6 @@
 #![expect(unsafe_code, reason = "maps memory and hands its address to KVM")]
 
 mod dirty;
-mod touched;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -15,14 +14,12 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
-pub use dirty::DirtyPages;
-
 use crate::arch::x86_64::layout::RamLayout;
 use crate::error::{Error, Result};
 use crate::kvm::Vm;
 
-/// Bytes of a page, of the dirty bitmaps and of migration alike.
-pub const PAGE: u64 = 4096;
+/// Bytes of a page of the dirty bitmaps: KVM's are the same.
+const PAGE: usize = 4096;
 /// A page table entry of the second level covers this much; memory aligned to it can use one.
 const HUGE_PAGE: usize = 2 << 20;
 
@@ -66,21 +63,19 @@ impl Ram {
         self.layout.low + self.layout.high
     }
 
-    /// Number of pages. Pages are counted without the hole: the first page above 4 GiB follows the last
-    /// one below it.
-    pub fn pages(&self) -> u64 {
-        self.bytes() / PAGE
-    }
-
-    /// Let every page read as zero again, and give its memory back to the host.
+    /// Let every page read as zero again, and give its memory back to the host. Whoever records writes sees
+    /// every page change.
+    ///
+    /// No vCPU and no device may use the memory meanwhile.
     pub fn forget_contents(&self) -> Result<()> {
         for region in self.guest.iter() {
-            let len = region.len() as usize;
+            let len = region.get_mmap().size();
             // SAFETY: the range is exactly one private anonymous mapping of ours.
             let done = unsafe { libc::madvise(region.as_ptr().cast(), len, libc::MADV_DONTNEED) };
             if done != 0 {
                 return Err(Error::host("clear guest memory", std::io::Error::last_os_error()));
             }
+            region.get_mmap().bitmap().set_addr_range(0, len);
         }
         Ok(())
     }
@@ -116,7 +111,7 @@ fn map_region(start: u64, len: u64) -> Result<GuestRegionMmap<AtomicBitmap>> {
     // SAFETY: `head` is less than `HUGE_PAGE`, so `size` bytes from there are within the mapping.
     let host: *mut u8 = unsafe { base.cast::<u8>().add(head) };
     advise_huge(host, size);
-    let page = NonZeroUsize::new(PAGE as usize).expect("not zero");
+    let page = NonZeroUsize::new(PAGE).expect("not zero");
     let builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::new(size, page))
         .with_mmap_prot(prot)
         .with_mmap_flags(flags);

@@ -1,0 +1,282 @@
+//! The machine: everything a guest consists of, built in one visible order.
+//!
+//! A machine belongs to the control thread and decides nothing by itself: it reports what its guest does
+//! ([`MachineEvent`]) and does as it is told. `control` decides.
+
+mod events;
+mod platform;
+
+use std::cell::{Cell, RefCell};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ferry_devices::TimeSource;
+use ferry_devices::serial::{SerialPort, SerialSink};
+use ferry_migration::state::Sections;
+use kvm_ioctls::{Cap, VcpuFd};
+
+pub use events::{MachineEvent, MachineEvents};
+pub(crate) use events::Brake;
+
+use crate::arch::x86_64::boot::BootFiles;
+use crate::arch::x86_64::cpuid::CpuidTemplate;
+use crate::arch::x86_64::msr::{self, MsrList};
+use crate::arch::x86_64::regs::{self, Entry};
+use crate::arch::x86_64::state::{
+    self, ClockStateV1, IrqchipStateV1, Scope, VcpuStateV1,
+};
+use crate::arch::x86_64::acpi;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::kvm::Vm;
+use crate::lifecycle::{BadTransition, Lifecycle, RunState};
+use crate::memory::Ram;
+use crate::vcpu::{Vcpus};
+use platform::{Platform, lock};
+
+/// Name of the sections that belong to the machine as a whole.
+const INSTANCE: &str = "machine";
+
+/// What a machine gets from outside.
+pub struct MachineParts {
+    /// Where the serial port's output goes.
+    pub sink: Box<dyn SerialSink>,
+    /// Where the machine reports.
+    pub events: MachineEvents,
+    /// Monotonic time.
+    pub clock: TimeSource,
+}
+
+/// A virtual machine with its vCPUs stopped or running.
+pub struct Machine {
+    // The vCPU threads end first: they use everything below.
+    vcpus: Vcpus,
+    platform: Platform,
+    ram: Ram,
+    vm: Arc<Vm>,
+    boot: Option<BootFiles>,
+    power_on: PowerOn,
+    msrs: MsrList,
+    brake: Brake,
+    /// The guest's clock, while it stands still.
+    stopped_clock: Cell<Option<ClockStateV1>>,
+    lifecycle: RefCell<Lifecycle>,
+}
+
+/// What CPUs and interrupt controllers were before the first instruction; a reset goes back to it.
+struct PowerOn {
+    irqchip: IrqchipStateV1,
+    vcpus: Vec<VcpuStateV1>,
+}
+
+impl Machine {
+    /// Build a machine. Nothing of the guest runs yet.
+    pub fn new(config: &Config, parts: MachineParts) -> Result<Machine> {
+        // Files first: a typing mistake should not cost more than a message.
+        let boot = BootFiles::open(config)?;
+        let vm = Vm::create()?;
+        check_cpus(&vm, config.cpus)?;
+        let ram = Ram::new(&vm, config.memory)?;
+        let brake = Brake::default();
+        let reports = events::device_reports(&parts.events, &brake);
+        let platform = Platform::new(&vm, ram.layout(), parts.clock, parts.sink, reports)?;
+        let fds = create_vcpus(&vm, config.cpus)?;
+        let msrs = MsrList::of_host(vm.kvm())?;
+        let power_on = PowerOn {
+            irqchip: state::save_irqchip(&vm)?,
+            vcpus: fds
+                .iter()
+                .map(|fd| state::save_vcpu(&vm, fd, &msrs))
+                .collect::<Result<Vec<_>>>()?,
+        };
+        let reports = events::vcpu_reports(&parts.events);
+        let vcpus = Vcpus::new(fds, &platform.buses, &reports, &brake)?;
+        let machine = Machine {
+            vcpus,
+            platform,
+            ram,
+            vm,
+            boot,
+            power_on,
+            msrs,
+            brake,
+            stopped_clock: Cell::new(None),
+            lifecycle: RefCell::new(Lifecycle::new(config.incoming.is_some())),
+        };
+        if config.incoming.is_none() {
+            machine.load_guest()?;
+        }
+        Ok(machine)
+    }
+
+    /// Kernel and tables into memory, the first vCPU to the kernel's entry point.
+    fn load_guest(&self) -> Result<()> {
+        let Some(boot) = &self.boot else {
+            return Err(Error::config("there is no kernel to boot: give --kernel FILE"));
+        };
+        let entry: Entry = boot.load(self.ram.guest(), self.ram.layout())?;
+        let cpus = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
+        acpi::write_tables(self.ram.guest(), self.ram.layout(), cpus)?;
+        self.vcpus.with(0, |vcpu| regs::set_registers(vcpu, entry))
+    }
+
+    /// The run state.
+    pub fn run_state(&self) -> RunState {
+        self.lifecycle.borrow().state()
+    }
+
+    /// Change the run state without touching vCPUs, for states that only say why they stand still.
+    pub fn set_run_state(&self, to: RunState) -> std::result::Result<RunState, BadTransition> {
+        self.lifecycle.borrow_mut().transition(to)
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// How many vCPUs there are.
+    pub fn cpus(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// The serial port, to give it input or take its waiting output. Do not hold it for long: a vCPU may wait.
+    pub fn serial(&self) -> MutexGuard<'_, SerialPort> {
+        lock(&self.platform.serial)
+    }
+
+    /// The serial port, for tasks that outlive a borrow of the machine.
+    pub fn shared_serial(&self) -> Arc<Mutex<SerialPort>> {
+        Arc::clone(&self.platform.serial)
+    }
+
+    /// Press the power button; whether the guest listens to it.
+    pub fn press_power_button(&self) -> bool {
+        self.platform.press_power_button()
+    }
+
+    /// Let the guest run.
+    ///
+    /// # Errors
+    /// When the run state does not allow it, or KVM refuses the clock; the guest stays stopped then.
+    pub fn resume(&self) -> Result<()> {
+        if self.run_state() == RunState::Running {
+            return Ok(());
+        }
+        self.transition(RunState::Running)?;
+        if let Some(clock) = self.stopped_clock.take() {
+            state::restore_clock(&self.vm, clock)?;
+            self.tell_guest_it_was_paused()?;
+        }
+        self.vcpus.resume();
+        Ok(())
+    }
+
+    /// Stop the guest at an instruction boundary of each vCPU, and its clock; the run state becomes `to`. What
+    /// devices have in flight goes on.
+    ///
+    /// # Errors
+    /// When the run state does not allow it.
+    pub fn pause(&self, to: RunState) -> Result<()> {
+        let was = self.transition(to)?;
+        self.vcpus.pause();
+        if was == RunState::Running || self.stopped_clock.get().is_none() {
+            self.stopped_clock.set(Some(state::save_clock(&self.vm)?));
+        }
+        Ok(())
+    }
+
+    fn transition(&self, to: RunState) -> Result<RunState> {
+        self.set_run_state(to).map_err(|e| Error::new(ErrorKind::RunState, e.to_string()))
+    }
+
+    /// Have KVM tell the guest's clock that time was lost, so that its watchdogs do not fire.
+    fn tell_guest_it_was_paused(&self) -> Result<()> {
+        if !self.vm.fd().check_extension(Cap::KvmclockCtrl) {
+            return Ok(());
+        }
+        self.vcpus.for_each(|_, vcpu| match vcpu.kvmclock_ctrl() {
+            // A guest that does not use the clock has nothing to be told.
+            Err(e) if e.errno() == libc::EINVAL => Ok(()),
+            told => told.map_err(|e| Error::host("tell the guest that it was paused", e)),
+        })
+    }
+
+    /// Back to power-on with the kernel loaded again. The vCPUs must be paused and the disks quiet; they stay so.
+    pub fn reset(&self) -> Result<()> {
+        self.vcpus.pause();
+        self.platform.reset();
+        state::restore_irqchip(&self.vm, &self.power_on.irqchip)?;
+        self.vcpus.for_each(|index, vcpu| {
+            let Some(state) = self.power_on.vcpus.get(index as usize) else {
+                return Err(Error::state(format!("vCPU {index} has no power-on state")));
+            };
+            state::restore_vcpu(&self.vm, vcpu, state, Scope::Reset)
+        })?;
+        self.ram.forget_contents()?;
+        self.load_guest()?;
+        self.lifecycle.borrow_mut().after_reset();
+        Ok(())
+    }
+
+    /// Add the state of everything but the disks' contents. The vCPUs must be paused and the disks quiesced.
+    pub fn save_state(&self, out: &mut Sections) -> Result<()> {
+        let clock = match self.stopped_clock.get() {
+            Some(clock) => clock,
+            None => state::save_clock(&self.vm)?,
+        };
+        out.save(INSTANCE, &clock)?;
+        self.vcpus.for_each(|index, vcpu| {
+            let state = state::save_vcpu(&self.vm, vcpu, &self.msrs)?;
+            Ok(out.save(&index.to_string(), &state)?)
+        })?;
+        out.save(INSTANCE, &state::save_irqchip(&self.vm)?)?;
+        self.platform.save(out)
+    }
+
+    /// Become what `from` says. The vCPUs must never have run. After an error they must never run.
+    ///
+    /// Leaves what it does not know in `from`: the caller adds its own and calls `finish`.
+    pub fn restore_state(&self, from: &mut Sections) -> Result<()> {
+        let clock: ClockStateV1 = from.load(INSTANCE)?;
+        let irqchip: IrqchipStateV1 = from.load(INSTANCE)?;
+        self.vcpus.for_each(|index, vcpu| {
+            let state: VcpuStateV1 = from.load(&index.to_string())?;
+            state::restore_vcpu(&self.vm, vcpu, &state, Scope::Everything)
+                .map_err(|e| Error::because(e.kind(), format!("vCPU {index}"), e))
+        })?;
+        state::restore_irqchip(&self.vm, &irqchip)?;
+        self.platform.restore(from)?;
+        self.platform.pci.sync_bars();
+        self.stopped_clock.set(Some(clock));
+        Ok(())
+    }
+}
+
+fn check_cpus(vm: &Vm, cpus: u32) -> Result<()> {
+    let most = vm.kvm().get_max_vcpus();
+    if cpus as usize > most {
+        return Err(Error::config(format!("--cpus {cpus}: this host's KVM allows {most} at most")));
+    }
+    Ok(())
+}
+
+/// Create vCPUs and fix what may not change once one has run.
+fn create_vcpus(vm: &Vm, cpus: u32) -> Result<Vec<VcpuFd>> {
+    let cpuid = CpuidTemplate::new(vm.kvm(), cpus)?;
+    let create = |index| {
+        let vcpu = vm
+            .fd()
+            .create_vcpu(u64::from(index))
+            .map_err(|e| Error::host(&format!("create vCPU {index}"), e))?;
+        let tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
+        vcpu.set_cpuid2(&cpuid.of_vcpu(index, tsc_khz)?)
+            .map_err(|e| Error::host("tell KVM the guest's CPU features", e))?;
+        msr::set_power_on(&vcpu);
+        Ok(vcpu)
+    };
+    (0..cpus).map(create).collect()
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

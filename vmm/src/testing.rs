@@ -1,0 +1,97 @@
+//! Guests of a few instructions, for tests.
+
+use std::path::Path;
+
+/// Whether tests may create virtual machines. Says so when they cannot.
+pub(crate) fn has_kvm() -> bool {
+    let there = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if !there {
+        eprintln!("skipped: {} cannot be opened", Path::new("/dev/kvm").display());
+    }
+    there
+}
+
+/// Where the image is loaded.
+const LOAD_AT: u32 = 0x10_0000;
+const HEADER: usize = 0x40;
+const PROGRAM_HEADER: usize = 0x38;
+const NOTE: usize = 20;
+const CODE_AT: usize = 0x1000;
+
+/// A PVH kernel put together from 32-bit machine code.
+#[derive(Clone, Default)]
+pub(crate) struct PvhKernel {
+    code: Vec<u8>,
+}
+
+impl PvhKernel {
+    pub(crate) fn new() -> PvhKernel {
+        PvhKernel::default()
+    }
+
+    /// Append machine code.
+    pub(crate) fn raw(mut self, code: &[u8]) -> PvhKernel {
+        self.code.extend_from_slice(code);
+        self
+    }
+
+    /// `mov dx, port; mov al, value; out dx, al`
+    pub(crate) fn out8(self, port: u16, value: u8) -> PvhKernel {
+        let [low, high] = port.to_le_bytes();
+        self.raw(&[0x66, 0xba, low, high, 0xb0, value, 0xee])
+    }
+
+    /// Send text to the serial port.
+    pub(crate) fn print(self, text: &str) -> PvhKernel {
+        text.bytes().fold(self, |kernel, byte| kernel.out8(0x3f8, byte))
+    }
+
+    /// Write the sleep registers: `mov dx, port; mov ax, value; out dx, ax`, and stay there.
+    pub(crate) fn power_off(self) -> PvhKernel {
+        self.raw(&[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef]).stay()
+    }
+
+    /// `jmp .`
+    pub(crate) fn stay(self) -> PvhKernel {
+        self.raw(&[0xeb, 0xfe])
+    }
+
+    /// The ELF file: one segment, one note with the entry point.
+    pub(crate) fn into_elf(self) -> Vec<u8> {
+        self.elf(true)
+    }
+
+    pub(crate) fn elf(self, with_note: bool) -> Vec<u8> {
+        let headers = if with_note { 2u16 } else { 1 };
+        let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        elf.extend(2u16.to_le_bytes());
+        elf.extend(0x3eu16.to_le_bytes());
+        elf.extend(1u32.to_le_bytes());
+        elf.extend(u64::from(LOAD_AT).to_le_bytes());
+        elf.extend((HEADER as u64).to_le_bytes());
+        elf.extend(0u64.to_le_bytes());
+        elf.extend(0u32.to_le_bytes());
+        for half in [HEADER as u16, PROGRAM_HEADER as u16, headers, 0, 0, 0] {
+            elf.extend(half.to_le_bytes());
+        }
+        program_header(&mut elf, 1, CODE_AT, LOAD_AT, self.code.len());
+        if with_note {
+            let note = HEADER + 2 * PROGRAM_HEADER;
+            program_header(&mut elf, 4, note, 0, NOTE);
+            for word in [4u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), LOAD_AT] {
+                elf.extend(word.to_le_bytes());
+            }
+        }
+        elf.resize(CODE_AT, 0);
+        elf.extend(self.code);
+        elf
+    }
+}
+
+fn program_header(elf: &mut Vec<u8>, kind: u32, offset: usize, at: u32, len: usize) {
+    elf.extend(kind.to_le_bytes());
+    elf.extend(7u32.to_le_bytes());
+    for value in [offset as u64, at.into(), at.into(), len as u64, len as u64, 0] {
+        elf.extend(value.to_le_bytes());
+    }
+}
