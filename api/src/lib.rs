@@ -1,8 +1,10 @@
 //! ferry's control interface: QMP types, server and client; knows nothing of KVM.
 
+pub mod client;
 pub mod command;
 pub mod error;
 pub mod event;
+pub mod qmp;
 pub mod schema;
 
 pub use command::{Command, Controller, LocalBoxFuture};
