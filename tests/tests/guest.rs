@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use ferry_tests::console::{longest_gap, number};
 use ferry_tests::need::{self, Need, QEMU};
 use ferry_tests::vm::{Disk, Monitor, Spec, Vm};

@@ -1,0 +1,137 @@
+//! A host that can run Linux guests, on a machine that cannot: QEMU emulates an AMD processor with nested
+//! paging, Debian's kernel in it brings real KVM, and a scenario runs there with ferry's own program.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::console::{Console, Line};
+use crate::linux::{self, Kernel};
+use crate::{artifact, binary, command, cpio, time};
+
+/// Modules of the emulated host itself.
+const MODULES: [&str; 1] = ["kvm_amd"];
+/// Translated code that QEMU keeps; the default throws it away again and again.
+const ACCELERATOR: &str = "tcg,thread=multi,tb-size=1024";
+
+/// Runs a scenario in an emulated host; every line that it prints goes to `hear`.
+///
+/// # Errors
+///
+/// When the host cannot be made, the scenario fails, or the limit passes.
+pub fn run(words: &[&str], limit: Duration, hear: &mut dyn FnMut(&Line)) -> Result<()> {
+    let kernel = Kernel::fetch()?;
+    let folder = tempfile::Builder::new().prefix("ferry-host").tempdir()?;
+    let initrd = folder.path().join("host.cpio");
+    let mut file = File::create(&initrd)?;
+    file.write_all(&fs::read(base(&kernel)?)?)?;
+    file.write_all(&overlay(words)?)?;
+    drop(file);
+
+    let mut qemu = command::program("qemu-system-x86_64", "qemu-system-x86")?;
+    qemu.args(["-M", "q35", "-accel", ACCELERATOR, "-cpu", "max,+svm,+npt", "-smp", "2"]);
+    qemu.args(["-m", "4096", "-nodefaults", "-serial", "stdio", "-display", "none", "-no-reboot"]);
+    qemu.arg("-kernel").arg(&kernel.bzimage).arg("-initrd").arg(&initrd);
+    qemu.args(["-append", "console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off"]);
+    qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let mut child = qemu.spawn().with_context(|| format!("cannot start {qemu:?}"))?;
+    let (Some(output), Some(input)) = (child.stdout.take(), child.stdin.take()) else {
+        bail!("the standard streams were not piped");
+    };
+    let console = Console::new(output, input);
+    let outcome = console.wait("the end of the scenario", 0, limit, |line| {
+        hear(line);
+        outcome_of(&line.text)
+    });
+    // It powers itself off; it has nothing to lose when it does not.
+    time::poll("power-off", Duration::from_secs(10), || Ok(child.try_wait()?)).ok();
+    child.kill().ok();
+    child.wait()?;
+    match outcome? {
+        Ok(()) => Ok(()),
+        Err(why) => bail!("{why}; it said:\n{}", console.text()),
+    }
+}
+
+/// What the last line of a scenario says about it.
+pub fn outcome_of(line: &str) -> Option<Result<(), String>> {
+    match line.split_once(' ').unwrap_or((line, "")) {
+        ("SCENARIO", "ok") => Some(Ok(())),
+        ("SCENARIO", why) => Some(Err(why.to_owned())),
+        _ => None,
+    }
+}
+
+/// The part of the host that does not change with ferry: made once.
+fn base(kernel: &Kernel) -> Result<PathBuf> {
+    let recipe = artifact::workspace().join("resources/linux/host-init.sh");
+    let (busybox, guest_initrd) = (linux::busybox()?, linux::initrd(kernel)?);
+    let key = artifact::fingerprint(&[&recipe, &busybox, &guest_initrd, &kernel.bzimage])?;
+    let folder = artifact::cached("emulated-host", &key, |folder| {
+        let mut archive = cpio::Archive::new();
+        archive.console();
+        for place in ["proc", "sys", "tmp", "etc"] {
+            archive.folder(place);
+        }
+        archive.link("etc/mtab", "/proc/mounts");
+        archive.copy(&busybox, "bin/busybox")?;
+        archive.copy(&recipe, "init")?;
+        linux::add_modules(&mut archive, kernel, &MODULES)?;
+        for name in ["e2fsck", "debugfs"] {
+            archive.program(name, "e2fsprogs")?;
+        }
+        archive.copy(&kernel.bzimage, "guest/bzImage")?;
+        archive.copy(&kernel.vmlinux, "guest/vmlinux")?;
+        archive.copy(&guest_initrd, "guest/initrd.cpio")?;
+        Ok(fs::write(folder.join("base.cpio"), archive.finish())?)
+    })?;
+    Ok(folder.join("base.cpio"))
+}
+
+/// What is under test, and what to do with it.
+fn overlay(words: &[&str]) -> Result<Vec<u8>> {
+    let programs = binary::programs()?;
+    let mut archive = cpio::Archive::new();
+    archive.copy(&programs.ferry, "bin/ferry")?;
+    archive.copy(&programs.scenario, "bin/ferry-scenario")?;
+    archive.copy(&linux::packed_root()?, "guest/root.packed")?;
+    archive.copy(&crate::guest::bare_metal()?, "guest/bare-metal")?;
+    archive.file("scenario", words.join("\n").as_bytes());
+    Ok(archive.finish())
+}
+
+/// Runs a scenario on this very host, as a process of its own.
+///
+/// # Errors
+///
+/// When it cannot be started or fails.
+pub fn run_here(words: &[&str], limit: Duration, hear: &mut dyn FnMut(&Line)) -> Result<()> {
+    let (programs, kernel) = (binary::programs()?, Kernel::fetch()?);
+    let mut command = Command::new(&programs.scenario);
+    command
+        .args(words)
+        .env("FERRY_SCENARIO_FERRY", &programs.ferry)
+        .env("FERRY_SCENARIO_BZIMAGE", &kernel.bzimage)
+        .env("FERRY_SCENARIO_VMLINUX", &kernel.vmlinux)
+        .env("FERRY_SCENARIO_INITRD", linux::initrd(&kernel)?)
+        .env("FERRY_SCENARIO_ROOT", linux::packed_root()?)
+        .env("FERRY_SCENARIO_BARE_METAL", crate::guest::bare_metal()?)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+    let (Some(output), Some(input)) = (child.stdout.take(), child.stdin.take()) else {
+        bail!("the standard streams were not piped");
+    };
+    let console = Console::new(output, input);
+    let outcome = console.wait("the end of the scenario", 0, limit, |line| {
+        hear(line);
+        outcome_of(&line.text)
+    });
+    child.kill().ok();
+    child.wait()?;
+    outcome?.map_err(|why| anyhow::anyhow!("{why}; it said:\n{}", console.text()))
+}
