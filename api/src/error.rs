@@ -182,6 +182,12 @@ impl QmpError {
         QmpError::argument_value("uri", "a valid migration protocol")
     }
 
+    /// `downtime-limit` out of range: at most [`crate::command::MAX_DOWNTIME_LIMIT_MS`].
+    pub fn downtime_limit() -> Self {
+        let range = "an integer in the range of 0 to (2000 * 1000) ms";
+        QmpError::argument_value("downtime_limit", range)
+    }
+
     /// `migrate-incoming` on a process that was not started to receive.
     pub fn not_incoming() -> Self {
         QmpError::generic("'-incoming' was not specified on the command line")

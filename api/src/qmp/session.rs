@@ -273,17 +273,17 @@ impl Session {
 
     /// Finds a command; before negotiation there is only one.
     fn lookup(&self, name: &str) -> Result<&'static CommandInfo, QmpError> {
-        let negotiating = self.phase == Phase::Negotiation;
-        match (command::find(name), name == "qmp_capabilities") {
-            (Some(_), true) if !negotiating => Err(QmpError::already_negotiated()),
-            (Some(info), is_first) if is_first || !negotiating => Ok(info),
-            _ if negotiating => Err(QmpError::not_negotiated()),
-            _ => Err(QmpError::command_not_found(name)),
+        if self.phase == Phase::Negotiation && name != "qmp_capabilities" {
+            return Err(QmpError::not_negotiated());
         }
+        command::find(name).ok_or_else(|| QmpError::command_not_found(name))
     }
 
     fn answer(&mut self, command: &SessionCommand) -> Result<Value, QmpError> {
         match command {
+            SessionCommand::QmpCapabilities(_) if self.phase != Phase::Negotiation => {
+                Err(QmpError::already_negotiated())
+            }
             SessionCommand::QmpCapabilities(arguments) => {
                 let enable = arguments.enable.as_deref().unwrap_or_default();
                 let out_of_band = enable.contains(&QmpCapability::Oob);

@@ -58,11 +58,9 @@ fn check(ty: Type, value: &Value, at: &Path<'_>) -> Result<(), QmpError> {
         Type::Bool => is(value.is_boolean(), "boolean"),
         Type::Int => is(value.is_i64(), "integer"),
         Type::Number => is(value.is_number(), "number"),
-        Type::U64 => check_u64(value, at).map(|_| ()),
-        Type::U32 => match u32::try_from(check_u64(value, at)?) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(QmpError::argument_value(at.last(), "uint32_t")),
-        },
+        Type::U64 if value.is_u64() => Ok(()),
+        Type::U64 => Err(QmpError::argument_value(&at.full(), "uint64")),
+        Type::U32 => check_u32(value, at),
         Type::Object(object) => match value {
             Value::Object(members) => check_object(object, members, at),
             _ => is(false, "object"),
@@ -79,8 +77,14 @@ fn check(ty: Type, value: &Value, at: &Path<'_>) -> Result<(), QmpError> {
     }
 }
 
-fn check_u64(value: &Value, at: &Path<'_>) -> Result<u64, QmpError> {
-    value.as_u64().ok_or_else(|| QmpError::argument_value(&at.full(), "uint64"))
+fn check_u32(value: &Value, at: &Path<'_>) -> Result<(), QmpError> {
+    if !value.is_u64() && !value.is_i64() {
+        return Err(QmpError::argument_value(&at.full(), "uint64"));
+    }
+    match value.as_u64().map(u32::try_from) {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(QmpError::argument_value(at.last(), "uint32_t")),
+    }
 }
 
 fn check_enum(set: &Enum, value: &Value, at: &Path<'_>) -> Result<(), QmpError> {

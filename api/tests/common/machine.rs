@@ -1,0 +1,475 @@
+//! A machine that answers every command and remembers just enough to make sense.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+use ferry_api::{
+    Command, Controller, EventKind, LocalBoxFuture, QmpError,
+    command::{self, *},
+    event::*,
+};
+use serde_json::{Value, json};
+
+/// Size of the fake guest's disk.
+pub const DISK_BYTES: i64 = 64 << 20;
+/// What a fake job or migration does in one tick (about a millisecond).
+const TICK_BYTES: i64 = 1 << 20;
+
+#[derive(Default)]
+pub struct FakeMachine {
+    running: Cell<bool>,
+    quit: Cell<bool>,
+    nodes: RefCell<Vec<BlockdevOptions>>,
+    pivoted: RefCell<Option<String>>,
+    job: RefCell<Option<FakeJob>>,
+    migration: RefCell<Option<FakeMigration>>,
+    send_migration_events: Cell<bool>,
+    parameters: RefCell<MigrationParameters>,
+    events: RefCell<Vec<EventKind>>,
+}
+
+struct FakeJob {
+    id: String,
+    target: String,
+    status: JobStatus,
+    offset: i64,
+    speed: i64,
+    fail: bool,
+}
+
+struct FakeMigration {
+    status: MigrationStatus,
+    sent: i64,
+    fail: bool,
+    endless: bool,
+}
+
+impl FakeMachine {
+    pub fn has_quit(&self) -> bool {
+        self.quit.get()
+    }
+
+    pub fn take_events(&self) -> Vec<EventKind> {
+        self.events.take()
+    }
+
+    fn emit(&self, event: EventKind) {
+        self.events.borrow_mut().push(event);
+    }
+
+    /// Lets a millisecond pass.
+    pub fn tick(&self) {
+        self.tick_job();
+        self.tick_migration();
+    }
+
+    fn tick_job(&self) {
+        let mut slot = self.job.borrow_mut();
+        let Some(job) = slot.as_mut().filter(|job| job.status == JobStatus::Running) else {
+            return;
+        };
+        job.offset = (job.offset + TICK_BYTES).min(DISK_BYTES);
+        if job.fail && job.offset > DISK_BYTES / 2 {
+            self.status(&job.id, JobStatus::Aborting);
+            let error = Some("No space left on device".to_owned());
+            self.emit(EventKind::BlockJobCompleted(job.completed(error)));
+            self.end_job(&mut slot);
+        } else if job.offset == DISK_BYTES {
+            job.status = JobStatus::Ready;
+            self.status(&job.id, JobStatus::Ready);
+            self.emit(EventKind::BlockJobReady(job.data()));
+        }
+    }
+
+    fn tick_migration(&self) {
+        let mut slot = self.migration.borrow_mut();
+        let Some(m) = slot.as_mut().filter(|m| m.status == MigrationStatus::Active) else {
+            return;
+        };
+        m.sent += TICK_BYTES;
+        if m.fail {
+            m.status = MigrationStatus::Failed;
+            self.migration_event(m.status);
+        } else if m.sent >= DISK_BYTES && !m.endless {
+            m.status = MigrationStatus::Completed;
+            self.running.set(false);
+            self.emit(EventKind::Stop);
+            self.migration_event(m.status);
+        }
+    }
+
+    fn migration_event(&self, status: MigrationStatus) {
+        if self.send_migration_events.get() {
+            self.emit(EventKind::Migration(MigrationData { status }));
+        }
+    }
+
+    fn status(&self, id: &str, status: JobStatus) {
+        self.emit(EventKind::JobStatusChange(JobStatusChangeData { id: id.into(), status }));
+    }
+
+    fn end_job(&self, slot: &mut Option<FakeJob>) {
+        if let Some(job) = slot.take() {
+            self.status(&job.id, JobStatus::Concluded);
+            self.status(&job.id, JobStatus::Null);
+        }
+    }
+
+    fn run(&self, command: Command) -> Result<Value, QmpError> {
+        match command {
+            Command::QueryStatus => command::reply(&self.query_status()),
+            Command::Stop => {
+                if self.running.replace(false) {
+                    self.emit(EventKind::Stop);
+                }
+                Ok(json!({}))
+            }
+            Command::Cont(_) => {
+                if !self.running.replace(true) {
+                    self.emit(EventKind::Resume);
+                }
+                Ok(json!({}))
+            }
+            Command::Quit => {
+                let reason = ShutdownCause::HostQmpQuit;
+                self.emit(EventKind::Shutdown(ShutdownData { guest: false, reason }));
+                self.quit.set(true);
+                Ok(json!({}))
+            }
+            Command::SystemReset => {
+                let reason = ShutdownCause::HostQmpSystemReset;
+                self.emit(EventKind::Reset(ShutdownData { guest: false, reason }));
+                Ok(json!({}))
+            }
+            Command::SystemPowerdown => {
+                self.emit(EventKind::Powerdown);
+                Ok(json!({}))
+            }
+            Command::QueryName => command::reply(&NameInfo::default()),
+            Command::QueryUuid => {
+                let uuid = "00000000-0000-0000-0000-000000000000".to_owned();
+                command::reply(&UuidInfo { uuid })
+            }
+            Command::QueryKvm => command::reply(&KvmInfo { enabled: false, present: true }),
+            other => self.run_block(other),
+        }
+    }
+
+    fn query_status(&self) -> StatusInfo {
+        let running = self.running.get();
+        let migrated = self.migration.borrow().as_ref().map(|m| m.status);
+        let status = match (running, migrated) {
+            (true, _) => RunState::Running,
+            (false, Some(MigrationStatus::Completed)) => RunState::PostMigrate,
+            _ => RunState::Prelaunch,
+        };
+        StatusInfo { running, singlestep: false, status }
+    }
+
+    fn run_block(&self, command: Command) -> Result<Value, QmpError> {
+        match command {
+            Command::BlockdevAdd(options) => {
+                let Some(name) = options.node_name.clone() else {
+                    return Err(QmpError::root_without_name());
+                };
+                if self.has_node(&name) {
+                    let text = format!("Duplicate nodes with node-name='{name}'");
+                    return Err(QmpError::generic(text));
+                }
+                self.nodes.borrow_mut().push(options);
+                Ok(json!({}))
+            }
+            Command::BlockdevDel(BlockdevDel { node_name }) => {
+                if !self.has_node(&node_name) {
+                    return Err(QmpError::node_not_found(&node_name));
+                }
+                let used = self.job.borrow().as_ref().is_some_and(|j| j.target == node_name);
+                if used {
+                    return Err(QmpError::generic(format!("Node {node_name} is in use")));
+                }
+                let named = |o: &BlockdevOptions| o.node_name.as_deref() == Some(&node_name);
+                self.nodes.borrow_mut().retain(|o| !named(o));
+                Ok(json!({}))
+            }
+            Command::QueryBlock => command::reply(&vec![self.disk()]),
+            Command::QueryNamedBlockNodes(_) => command::reply(&self.named_nodes()),
+            Command::QueryBlockstats(_) => Ok(json!([])),
+            Command::BlockdevMirror(arguments) => self.mirror(arguments),
+            other => self.run_job(other),
+        }
+    }
+
+    fn has_node(&self, name: &str) -> bool {
+        self.nodes.borrow().iter().any(|o| o.node_name.as_deref() == Some(name))
+    }
+
+    fn disk(&self) -> BlockInfo {
+        let name = self.pivoted.borrow().clone().unwrap_or_else(|| "disk0-file".to_owned());
+        BlockInfo {
+            device: "disk0".into(),
+            qdev: Some("/machine/peripheral/disk0".into()),
+            kind: "unknown".into(),
+            removable: false,
+            locked: false,
+            inserted: Some(node(&name)),
+            tray_open: None,
+            io_status: Some(IoStatus::Ok),
+        }
+    }
+
+    fn named_nodes(&self) -> Vec<BlockDeviceInfo> {
+        let nodes = self.nodes.borrow();
+        nodes.iter().filter_map(|o| o.node_name.as_deref()).map(node).collect()
+    }
+
+    fn mirror(&self, arguments: BlockdevMirror) -> Result<Value, QmpError> {
+        if arguments.device != "disk0" && !self.has_node(&arguments.device) {
+            return Err(QmpError::node_or_device_not_found(&arguments.device));
+        }
+        if !self.has_node(&arguments.target) {
+            return Err(QmpError::node_or_device_not_found(&arguments.target));
+        }
+        let id = arguments.job_id.unwrap_or(arguments.device);
+        self.status(&id, JobStatus::Created);
+        self.status(&id, JobStatus::Running);
+        let (speed, fail) = (arguments.speed.unwrap_or(0), arguments.target.contains("fail"));
+        let (status, target, offset) = (JobStatus::Running, arguments.target, 0);
+        *self.job.borrow_mut() = Some(FakeJob { id, target, status, offset, speed, fail });
+        Ok(json!({}))
+    }
+
+    fn run_job(&self, command: Command) -> Result<Value, QmpError> {
+        match command {
+            Command::QueryJobs => {
+                command::reply(&self.job.borrow().iter().map(FakeJob::job_info).collect::<Vec<_>>())
+            }
+            Command::QueryBlockJobs => {
+                command::reply(&self.job.borrow().iter().map(FakeJob::info).collect::<Vec<_>>())
+            }
+            Command::BlockJobComplete(BlockJobDevice { device }) => {
+                self.end(&device, "complete", block_job_missing)
+            }
+            Command::BlockJobCancel(BlockJobCancel { device, force }) => {
+                let verb = if force == Some(true) { "cancel" } else { "soft" };
+                self.end(&device, verb, block_job_missing)
+            }
+            Command::JobCancel(JobId { id }) => self.end(&id, "cancel", job_missing),
+            Command::JobComplete(JobId { id }) => self.end(&id, "complete", job_missing),
+            Command::BlockJobSetSpeed(BlockJobSetSpeed { device, speed }) => {
+                match self.job.borrow_mut().as_mut().filter(|job| job.id == device) {
+                    Some(job) => job.speed = speed,
+                    None => return Err(block_job_missing(&device)),
+                }
+                Ok(json!({}))
+            }
+            Command::BlockJobPause(a) | Command::BlockJobResume(a) => {
+                Err(block_job_missing(&a.device))
+            }
+            Command::JobPause(a)
+            | Command::JobResume(a)
+            | Command::JobFinalize(a)
+            | Command::JobDismiss(a) => Err(job_missing(&a.id)),
+            Command::BlockJobFinalize(a) | Command::BlockJobDismiss(a) => Err(job_missing(&a.id)),
+            other => self.run_migration(other),
+        }
+    }
+
+    fn end(&self, id: &str, verb: &str, missing: fn(&str) -> QmpError) -> Result<Value, QmpError> {
+        let mut slot = self.job.borrow_mut();
+        let Some(job) = slot.as_ref().filter(|job| job.id == id) else {
+            return Err(missing(id));
+        };
+        let ready = job.status == JobStatus::Ready;
+        if verb == "complete" && !ready {
+            return Err(QmpError::job_verb(id, job.status.as_str(), "complete"));
+        }
+        if ready && verb != "cancel" {
+            self.status(id, JobStatus::Waiting);
+            self.status(id, JobStatus::Pending);
+            if verb == "complete" {
+                *self.pivoted.borrow_mut() = Some(job.target.clone());
+            }
+            self.emit(EventKind::BlockJobCompleted(job.completed(None)));
+        } else {
+            self.status(id, JobStatus::Aborting);
+            self.emit(EventKind::BlockJobCancelled(job.data()));
+        }
+        self.end_job(&mut slot);
+        Ok(json!({}))
+    }
+
+    fn run_migration(&self, command: Command) -> Result<Value, QmpError> {
+        match command {
+            Command::Migrate(Migrate { uri, .. }) => {
+                if !uri.starts_with("tcp:") && !uri.starts_with("unix:") {
+                    return Err(QmpError::migration_protocol());
+                }
+                let (fail, endless) = (uri.contains("fail"), uri.contains("endless"));
+                let status = MigrationStatus::Active;
+                self.migration_event(MigrationStatus::Setup);
+                self.migration_event(status);
+                *self.migration.borrow_mut() =
+                    Some(FakeMigration { status, sent: 0, fail, endless });
+                Ok(json!({}))
+            }
+            Command::MigrateIncoming(_) => Err(QmpError::not_incoming()),
+            Command::MigrateCancel => {
+                if let Some(m) = self.migration.borrow_mut().as_mut()
+                    && m.status == MigrationStatus::Active
+                {
+                    self.migration_event(MigrationStatus::Cancelling);
+                    m.status = MigrationStatus::Cancelled;
+                    self.migration_event(MigrationStatus::Cancelled);
+                }
+                Ok(json!({}))
+            }
+            Command::QueryMigrate => command::reply(&self.migration_info()),
+            Command::MigrateSetParameters(new) => {
+                if new.downtime_limit.is_some_and(|ms| ms > MAX_DOWNTIME_LIMIT_MS) {
+                    return Err(QmpError::downtime_limit());
+                }
+                let mut parameters = self.parameters.borrow_mut();
+                parameters.max_bandwidth = new.max_bandwidth.or(parameters.max_bandwidth);
+                parameters.downtime_limit = new.downtime_limit.or(parameters.downtime_limit);
+                Ok(json!({}))
+            }
+            Command::QueryMigrateParameters => command::reply(&*self.parameters.borrow()),
+            Command::MigrateSetCapabilities(new) => {
+                for c in new.capabilities {
+                    if c.capability == MigrationCapability::Events {
+                        self.send_migration_events.set(c.state);
+                    }
+                }
+                Ok(json!({}))
+            }
+            Command::QueryMigrateCapabilities => {
+                let all = MigrationCapability::ALL.iter().map(|c| MigrationCapabilityStatus {
+                    capability: *c,
+                    state: *c == MigrationCapability::Events && self.send_migration_events.get(),
+                });
+                command::reply(&all.collect::<Vec<_>>())
+            }
+            other => Err(QmpError::generic(format!("the fake has no {}", other.name()))),
+        }
+    }
+
+    fn migration_info(&self) -> MigrationInfo {
+        let slot = self.migration.borrow();
+        let Some(m) = slot.as_ref() else { return MigrationInfo::default() };
+        let done = m.status == MigrationStatus::Completed;
+        let sent = m.sent.min(DISK_BYTES);
+        MigrationInfo {
+            status: Some(m.status),
+            ram: Some(MigrationStats {
+                transferred: m.sent,
+                remaining: DISK_BYTES - sent,
+                total: DISK_BYTES,
+                mbps: 8000.0,
+                dirty_sync_count: 2,
+                page_size: 4096,
+                ..MigrationStats::default()
+            }),
+            total_time: Some(m.sent / TICK_BYTES),
+            expected_downtime: (!done).then_some(7),
+            downtime: done.then_some(3),
+            setup_time: Some(1),
+            error_desc: m.fail.then(|| "Unable to write to socket: Broken pipe".to_owned()),
+            ..MigrationInfo::default()
+        }
+    }
+}
+
+impl FakeJob {
+    fn data(&self) -> BlockJobData {
+        BlockJobData {
+            kind: JobType::Mirror,
+            device: self.id.clone(),
+            len: DISK_BYTES,
+            offset: self.offset,
+            speed: self.speed,
+        }
+    }
+
+    fn completed(&self, error: Option<String>) -> BlockJobCompletedData {
+        BlockJobCompletedData {
+            kind: JobType::Mirror,
+            device: self.id.clone(),
+            len: DISK_BYTES,
+            offset: self.offset,
+            speed: self.speed,
+            error,
+        }
+    }
+
+    fn info(&self) -> BlockJobInfo {
+        BlockJobInfo {
+            kind: JobType::Mirror,
+            device: self.id.clone(),
+            len: DISK_BYTES,
+            offset: self.offset,
+            busy: self.status == JobStatus::Running,
+            paused: false,
+            speed: self.speed,
+            io_status: IoStatus::Ok,
+            ready: self.status == JobStatus::Ready,
+            status: self.status,
+            auto_finalize: true,
+            auto_dismiss: true,
+            error: None,
+        }
+    }
+
+    fn job_info(&self) -> JobInfo {
+        JobInfo {
+            id: self.id.clone(),
+            kind: JobType::Mirror,
+            status: self.status,
+            current_progress: self.offset,
+            total_progress: DISK_BYTES,
+            error: None,
+        }
+    }
+}
+
+fn block_job_missing(id: &str) -> QmpError {
+    QmpError::block_job_not_found(id)
+}
+
+fn job_missing(_id: &str) -> QmpError {
+    QmpError::job_not_found()
+}
+
+fn node(name: &str) -> BlockDeviceInfo {
+    BlockDeviceInfo {
+        file: format!("/images/{name}"),
+        node_name: Some(name.to_owned()),
+        ro: false,
+        drv: "raw".into(),
+        backing_file_depth: 0,
+        encrypted: false,
+        detect_zeroes: DetectZeroes::Off,
+        bps: 0,
+        bps_rd: 0,
+        bps_wr: 0,
+        iops: 0,
+        iops_rd: 0,
+        iops_wr: 0,
+        image: ImageInfo {
+            filename: format!("/images/{name}"),
+            format: "raw".into(),
+            actual_size: Some(DISK_BYTES),
+            virtual_size: DISK_BYTES,
+        },
+        cache: BlockdevCacheInfo { writeback: true, direct: false, no_flush: false },
+        write_threshold: 0,
+        dirty_bitmaps: None,
+    }
+}
+
+impl Controller for FakeMachine {
+    fn execute(self: Rc<Self>, command: Command) -> LocalBoxFuture<Result<Value, QmpError>> {
+        Box::pin(async move { self.run(command) })
+    }
+}
