@@ -1,17 +1,18 @@
 //! Address decoding for port I/O and memory-mapped I/O.
 //!
-//! A vCPU exit looks its address up in a sorted list under a read lock, takes a counted handle of the
-//! device, lets the lock go and only then locks the device. So a device may itself change the map while it
-//! handles an access (a PCI configuration write moves a BAR), and exits of different vCPUs to different
-//! devices share nothing but the short read lock.
+//! A vCPU exit looks its address up in a sorted list under a read lock, takes a counted handle of
+//! the device, lets the lock go and only then locks the device. So a device may itself change the
+//! map while it handles an access (a PCI configuration write moves a BAR), and exits of different
+//! vCPUs to different devices share nothing but the short read lock.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// A device that answers on a bus.
 ///
-/// `offset` counts from the start of the range the device was inserted at, and `offset + data.len()` never
-/// exceeds that range. The guest chooses offset and length otherwise: no combination may panic.
+/// `offset` counts from the start of the range the device was inserted at, and `offset +
+/// data.len()` never exceeds that range. The guest chooses offset and length otherwise: no
+/// combination may panic.
 pub trait BusDevice: Send {
     /// The guest reads `data.len()` bytes at `offset`; every byte must be filled.
     fn read(&mut self, offset: u64, data: &mut [u8]);
@@ -37,7 +38,8 @@ impl BusRange {
         Self { base, len }
     }
 
-    /// The last address, or `None` when the range is empty or runs past the end of the address space.
+    /// The last address, or `None` when the range is empty or runs past the end of the address
+    /// space.
     pub fn last(&self) -> Option<u64> {
         self.base.checked_add(self.len.checked_sub(1)?)
     }
@@ -114,16 +116,16 @@ impl Bus {
         Ok(())
     }
 
-    /// Removes the device whose range is exactly `range`. An access that another vCPU has already begun
-    /// still ends in the device.
+    /// Removes the device whose range is exactly `range`. An access that another vCPU has already
+    /// begun still ends in the device.
     pub fn remove(&self, range: BusRange) -> Option<SharedDevice> {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         let at = entries.iter().position(|entry| entry.range == range)?;
         Some(entries.remove(at).device)
     }
 
-    /// Reads at `addr`. Where no device answers for the whole access, fills `data` with ones as an empty bus
-    /// does and returns `false`.
+    /// Reads at `addr`. Where no device answers for the whole access, fills `data` with ones as an
+    /// empty bus does and returns `false`.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> bool {
         let Some((offset, device)) = self.find(addr, data.len()) else {
             data.fill(0xff);
@@ -133,7 +135,8 @@ impl Bus {
         true
     }
 
-    /// Writes at `addr`. Returns `false`, and does nothing, where no device answers for the whole access.
+    /// Writes at `addr`. Returns `false`, and does nothing, where no device answers for the whole
+    /// access.
     pub fn write(&self, addr: u64, data: &[u8]) -> bool {
         let Some((offset, device)) = self.find(addr, data.len()) else {
             return false;

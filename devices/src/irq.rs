@@ -1,7 +1,7 @@
 //! How devices reach the interrupt controller and how their doorbells reach the kernel.
 //!
-//! The device crate knows nothing of KVM: the machine implements these traits over `KVM_IRQ_LINE`, irqfd
-//! with GSI routes, and `KVM_IOEVENTFD`.
+//! The device crate knows nothing of KVM: the machine implements these traits over `KVM_IRQ_LINE`,
+//! irqfd with GSI routes, and `KVM_IOEVENTFD`.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,8 @@ pub trait IrqLine: Send + Sync {
     /// Drives the line high (`true`) or low. Setting the level it already has is harmless.
     fn set_level(&self, level: bool);
 
-    /// One rising edge, for edge-triggered lines. A machine with a cheaper way (an irqfd) overrides it.
+    /// One rising edge, for edge-triggered lines. A machine with a cheaper way (an irqfd) overrides
+    /// it.
     fn pulse(&self) {
         self.set_level(true);
         self.set_level(false);
@@ -31,8 +32,8 @@ pub struct MsiMessage {
 
 /// Delivers the message-signalled interrupts of one device.
 pub trait MsiSink: Send + Sync {
-    /// Says what `fire(vector)` shall send from now on; `None` takes the route away. Called before the
-    /// first `fire` of the vector, and again whenever the guest has changed the message.
+    /// Says what `fire(vector)` shall send from now on; `None` takes the route away. Called before
+    /// the first `fire` of the vector, and again whenever the guest has changed the message.
     fn route(&self, vector: u16, message: Option<MsiMessage>);
 
     /// Sends the routed message once. Callable from any thread; must not block.
@@ -76,7 +77,8 @@ impl SharedLine {
     fn change(&self, level: bool) {
         let mut asserted = self.asserted.lock().unwrap_or_else(PoisonError::into_inner);
         *asserted = if level { *asserted + 1 } else { asserted.saturating_sub(1) };
-        // The lock is held across the call, so that two devices cannot deliver their levels out of order.
+        // The lock is held across the call, so that two devices cannot deliver their levels out of
+        // order.
         self.line.set_level(*asserted > 0);
     }
 }

@@ -1,9 +1,9 @@
 //! The keyboard controller, as far as it resets the machine.
 //!
-//! Firmware tables say that there is none (see [`crate::power::IAPC_BOOT_ARCH`]), so Linux does not look for
-//! one. A guest that looks anyway finds out at once: the output buffer is always full, which draining does
-//! not change, and its driver gives up after a few reads. The input buffer is always empty, so that code which
-//! waits for it before it sends the reset command does not wait.
+//! Firmware tables say that there is none (see [`crate::power::IAPC_BOOT_ARCH`]), so Linux does not
+//! look for one. A guest that looks anyway finds out at once: the output buffer is always full,
+//! which draining does not change, and its driver gives up after a few reads. The input buffer is
+//! always empty, so that code which waits for it before it sends the reset command does not wait.
 
 use ferry_migration::Result as StateResult;
 use ferry_migration::state::{Migrate, Sections};
@@ -11,8 +11,8 @@ use ferry_migration::state::{Migrate, Sections};
 use crate::bus::{BusDevice, BusRange};
 use crate::power::{PowerEvent, PowerEvents};
 
-/// Data port 0x60 to command and status port 0x64. Of the ports between, 0x61 belongs to the PIT, which the
-/// kernel emulates: its accesses do not get here.
+/// Data port 0x60 to command and status port 0x64. Of the ports between, 0x61 belongs to the PIT,
+/// which the kernel emulates: its accesses do not get here.
 pub const I8042_PORTS: BusRange = BusRange::new(0x60, 5);
 
 const DATA: u64 = 0;

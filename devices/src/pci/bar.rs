@@ -1,7 +1,8 @@
 //! Base address registers (PCI 3.0, section 6.2.5.1).
 //!
-//! The sizing protocol needs no state of its own: address bits below the size are not writable, so a guest
-//! that writes all ones reads back the size, and one that writes an address reads back what it wrote.
+//! The sizing protocol needs no state of its own: address bits below the size are not writable, so
+//! a guest that writes all ones reads back the size, and one that writes an address reads back what
+//! it wrote.
 
 use super::PciError;
 

@@ -1,7 +1,7 @@
 //! The one PCI bus: slots, configuration accesses, and BARs mapped where the guest wants them.
 //!
-//! Lock order: `mapped`, then `slots`, then a device, then the address map of a [`Bus`]. A device's lock is
-//! never held while `mapped` or `slots` is taken.
+//! Lock order: `mapped`, then `slots`, then a device, then the address map of a [`Bus`]. A device's
+//! lock is never held while `mapped` or `slots` is taken.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -12,8 +12,8 @@ use crate::bus::{Bus, BusDevice, BusRange};
 
 /// Slots of a bus.
 pub const SLOT_COUNT: u8 = 32;
-/// 64-bit BARs up to this size are placed below 4 GiB when there is room: guests that map only the low
-/// addresses then reach them.
+/// 64-bit BARs up to this size are placed below 4 GiB when there is room: guests that map only the
+/// low addresses then reach them.
 const LOW_PLACEMENT_LIMIT: u64 = 16 << 20;
 
 type SharedPciDevice = Arc<Mutex<dyn PciDevice>>;
@@ -65,8 +65,8 @@ impl PciBus {
         &self.windows
     }
 
-    /// Puts `device` into `slot` and its BARs where there is room, decoded as firmware leaves them. The same
-    /// devices added in the same order get the same addresses.
+    /// Puts `device` into `slot` and its BARs where there is room, decoded as firmware leaves them.
+    /// The same devices added in the same order get the same addresses.
     ///
     /// # Errors
     /// [`PciError::Slot`] when the slot is taken, [`PciError::WindowFull`] when a BAR has no room.
@@ -127,8 +127,8 @@ impl PciBus {
         }
     }
 
-    /// Maps every BAR where its register says, and tells devices whose BARs moved. To be called after
-    /// the restore of all devices; the bus calls it itself after guest writes.
+    /// Maps every BAR where its register says, and tells devices whose BARs moved. To be called
+    /// after the restore of all devices; the bus calls it itself after guest writes.
     ///
     /// A BAR that overlaps something else stays unmapped until the other has gone.
     pub fn sync_bars(&self) {
@@ -189,7 +189,8 @@ impl PciBus {
     }
 
     fn unmap(&self, mapping: &Mapping, device: Option<&SharedPciDevice>) {
-        // The device lets its doorbells go first: none may be bound where something else is mapped next.
+        // The device lets its doorbells go first: none may be bound where something else is mapped
+        // next.
         if let Some(device) = device {
             lock(device).bar_moved(mapping.bar, None);
         }

@@ -240,8 +240,8 @@ fn only_function_0_of_bus_0_is_there() {
 }
 
 proptest! {
-    /// Whatever a guest writes, the address maps hold exactly the BARs that decode, less those in the way of
-    /// others, and each device was told the truth.
+    /// Whatever a guest writes, the address maps hold exactly the BARs that decode, less those in
+    /// the way of others, and each device was told the truth.
     #[test]
     fn maps_follow_the_registers(
         writes in prop::collection::vec(

@@ -1,7 +1,7 @@
 //! The configuration space of a function (PCI 3.0, chapter 6).
 //!
-//! Every register is bytes with a mask of what the guest can write. All behaviour beyond that is derived
-//! after a write: where BARs decode, whether INTx may be driven, whether MSI-X is on.
+//! Every register is bytes with a mask of what the guest can write. All behaviour beyond that is
+//! derived after a write: where BARs decode, whether INTx may be driven, whether MSI-X is on.
 
 use std::sync::Arc;
 
@@ -115,9 +115,8 @@ impl ConfigSpace {
 
     /// Adds base address register `index`; `size` in bytes or ports.
     ///
-    /// # Errors
-    /// [`PciError::Bar`] when the size is no power of two, too small or too large for its kind, or the
-    /// register does not exist or is taken.
+    /// # Errors [`PciError::Bar`] when the size is no power of two, too small or too large for its
+    /// kind, or the register does not exist or is taken.
     pub fn add_bar(&mut self, index: usize, kind: BarKind, size: u64) -> Result<(), PciError> {
         let bar = Bar::new(index, kind, size)?;
         let after_64 = index.checked_sub(1).and_then(|before| self.bars[before]);
@@ -136,9 +135,9 @@ impl ConfigSpace {
         Ok(())
     }
 
-    /// Appends a capability (section 6.7): `body` follows its ID and link byte, and `writable` says which
-    /// bits of the body the guest can write (a shorter mask leaves the rest read-only). Returns the offset
-    /// of the ID byte.
+    /// Appends a capability (section 6.7): `body` follows its ID and link byte, and `writable` says
+    /// which bits of the body the guest can write (a shorter mask leaves the rest read-only).
+    /// Returns the offset of the ID byte.
     ///
     /// # Errors
     /// [`PciError::CapabilitySpace`] when there is no room.
@@ -159,12 +158,11 @@ impl ConfigSpace {
         Ok(offset)
     }
 
-    /// Appends the MSI-X capability (section 6.8.2) for `table`, whose BARs are there already. Message
-    /// control acts on the table from now on by itself.
+    /// Appends the MSI-X capability (section 6.8.2) for `table`, whose BARs are there already.
+    /// Message control acts on the table from now on by itself.
     ///
-    /// # Errors
-    /// [`PciError::Msix`] when the table does not lie within its BAR, [`PciError::CapabilitySpace`] when
-    /// there is no room.
+    /// # Errors [`PciError::Msix`] when the table does not lie within its BAR,
+    /// [`PciError::CapabilitySpace`] when there is no room.
     pub fn add_msix(&mut self, table: Arc<MsixTable>) -> Result<u8, PciError> {
         let layout = table.layout();
         for bar in [layout.table_bar, layout.pba_bar] {
@@ -184,8 +182,8 @@ impl ConfigSpace {
         Ok(offset)
     }
 
-    /// Gives the function the interrupt pin INTA#, reported on input `gsi` of the interrupt controller. The
-    /// interrupt disable and status bits act on `intx` from now on by themselves.
+    /// Gives the function the interrupt pin INTA#, reported on input `gsi` of the interrupt
+    /// controller. The interrupt disable and status bits act on `intx` from now on by themselves.
     pub fn set_intx(&mut self, intx: Arc<Intx>, gsi: u8) {
         self.define(INTERRUPT_LINE, &[gsi], &[0xff]);
         self.define(INTERRUPT_PIN, &[1], &[]);
@@ -202,7 +200,8 @@ impl ConfigSpace {
         }
     }
 
-    /// The guest writes at `offset`. Read-only bits keep their value; what is beyond the end is ignored.
+    /// The guest writes at `offset`. Read-only bits keep their value; what is beyond the end is
+    /// ignored.
     pub fn write(&mut self, offset: u16, data: &[u8]) -> ConfigChange {
         let start = usize::from(offset);
         for (at, byte) in (start..CONFIG_LEN).zip(data) {
@@ -231,8 +230,8 @@ impl ConfigSpace {
         Some((bar.kind, bar.size))
     }
 
-    /// Where BAR `index` decodes now: nowhere while the command register keeps its space off, while no
-    /// address is set, or when the address leaves no room for its size.
+    /// Where BAR `index` decodes now: nowhere while the command register keeps its space off, while
+    /// no address is set, or when the address leaves no room for its size.
     pub fn bar_base(&self, index: usize) -> Option<u64> {
         let bar = self.bars.get(index).copied().flatten()?;
         let enable = if bar.kind.is_io() { COMMAND_IO } else { COMMAND_MEMORY };
@@ -240,8 +239,8 @@ impl ConfigSpace {
             return None;
         }
         let base = self.bar_register(index, bar) & bar.writable();
-        // The last address of the space is not decoded either: a guest that sizes a BAR without turning
-        // decoding off must not thereby map it there.
+        // The last address of the space is not decoded either: a guest that sizes a BAR without
+        // turning decoding off must not thereby map it there.
         let limit = if bar.kind.is_64_bit() { u64::MAX } else { u64::from(u32::MAX) };
         (base != 0 && base.checked_add(bar.size).is_some_and(|end| end <= limit)).then_some(base)
     }
@@ -260,8 +259,8 @@ impl ConfigSpace {
         self.registers[COMMAND..COMMAND + 2].copy_from_slice(&command.to_le_bytes());
     }
 
-    /// All registers as after power-on; BARs are not placed, INTx is released, MSI-X is off and its table
-    /// empty.
+    /// All registers as after power-on; BARs are not placed, INTx is released, MSI-X is off and its
+    /// table empty.
     pub fn reset(&mut self) {
         self.registers = self.power_on;
         if let Some((_, table)) = &self.msix {
@@ -282,8 +281,9 @@ impl ConfigSpace {
         }
     }
 
-    /// Takes over saved registers, and drives INTx and MSI-X accordingly. The MSI-X table is restored before
-    /// this, and the BARs move when [`PciBus::sync_bars`](super::PciBus::sync_bars) is called afterwards.
+    /// Takes over saved registers, and drives INTx and MSI-X accordingly. The MSI-X table is
+    /// restored before this, and the BARs move when [`PciBus::sync_bars`](super::PciBus::sync_bars)
+    /// is called afterwards.
     ///
     /// # Errors
     /// When a register that the guest cannot write differs from this device's: the state is another
@@ -298,7 +298,8 @@ impl ConfigSpace {
         for (at, byte) in saved.iter().enumerate() {
             if (byte ^ self.power_on[at]) & !self.writable[at] != 0 {
                 return Err(StateError::state(format!(
-                    "saved PCI configuration space has {byte:#04x} at {at:#04x}, this device {:#04x}",
+                    "saved PCI configuration space has {byte:#04x} at {at:#04x}, \
+                     this device {:#04x}",
                     self.power_on[at]
                 )));
             }

@@ -20,8 +20,8 @@ pub const RESET_VALUE: u8 = 0x0e;
 /// The MCFG table may report at most this many buses (1 MiB each).
 pub const MAX_ECAM_BUSES: u16 = 256;
 
-/// The interrupt controller input of a slot's INTA# pin: 16 to 23, so that every eighth slot shares one.
-/// The DSDT's `_PRT` must say the same.
+/// The interrupt controller input of a slot's INTA# pin: 16 to 23, so that every eighth slot shares
+/// one. The DSDT's `_PRT` must say the same.
 pub const fn intx_gsi(slot: u8) -> u8 {
     16 + slot % 8
 }
@@ -88,8 +88,8 @@ impl Migrate for HostBridge {
     }
 }
 
-/// Configuration mechanism #1 (PCI 3.0, section 3.2.2.3.2) on ports 0xCF8 to 0xCFF, with the reset control
-/// register that chipsets have at 0xCF9.
+/// Configuration mechanism #1 (PCI 3.0, section 3.2.2.3.2) on ports 0xCF8 to 0xCFF, with the reset
+/// control register that chipsets have at 0xCF9.
 pub struct PciPorts {
     bus: Arc<PciBus>,
     events: PowerEvents,
@@ -131,7 +131,8 @@ impl BusDevice for PciPorts {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         match (offset, data) {
-            // Only whole dwords reach CONFIG_ADDRESS; other accesses to its ports are ordinary ones.
+            // Only whole dwords reach CONFIG_ADDRESS; other accesses to its ports are ordinary
+            // ones.
             (0, &[b0, b1, b2, b3]) => self.address = u32::from_le_bytes([b0, b1, b2, b3]),
             (RESET_OFFSET, &[value]) => {
                 self.reset_control = value & RESET_KIND;
@@ -162,8 +163,8 @@ impl Migrate for PciPorts {
     }
 }
 
-/// The enhanced configuration access mechanism: configuration space as memory, 4 KiB a function, as the
-/// MCFG table reports it (PCI Express 4.0, section 7.2.2).
+/// The enhanced configuration access mechanism: configuration space as memory, 4 KiB a function, as
+/// the MCFG table reports it (PCI Express 4.0, section 7.2.2).
 pub struct Ecam {
     bus: Arc<PciBus>,
 }

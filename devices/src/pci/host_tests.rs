@@ -141,3 +141,10 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn golden_states() {
+    crate::check_golden(&PciPortsState { address: 1, reset_control: 2 });
+    let config = HostBridge::new().lock().unwrap().config.save();
+    crate::check_golden(&PciHostState { config });
+}

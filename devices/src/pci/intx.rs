@@ -6,8 +6,8 @@ use crate::irq::IrqLine;
 
 /// A function's level-triggered interrupt pin.
 ///
-/// The interrupt status bit shows what the device asserts even while the interrupt disable bit keeps it off
-/// the line.
+/// The interrupt status bit shows what the device asserts even while the interrupt disable bit
+/// keeps it off the line.
 pub struct Intx {
     line: Arc<dyn IrqLine>,
     state: Mutex<State>,

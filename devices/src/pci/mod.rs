@@ -1,13 +1,14 @@
 //! PCI: configuration space, base address registers, MSI-X, INTx, the bus and its two ways in.
 //!
-//! The guest reaches configuration space through the I/O ports 0xCF8/0xCFC ([`PciPorts`], PCI 3.0 section
-//! 3.2.2.3.2) and through memory ([`Ecam`], PCI Express 4.0 section 7.2.2); both lead to one [`PciBus`]. A
-//! device is a [`PciDevice`]: its [`ConfigSpace`] answers configuration accesses, and the bus maps its BARs
-//! wherever the guest puts them and hands it what the guest reads and writes there.
+//! The guest reaches configuration space through the I/O ports 0xCF8/0xCFC ([`PciPorts`], PCI 3.0
+//! section 3.2.2.3.2) and through memory ([`Ecam`], PCI Express 4.0 section 7.2.2); both lead to
+//! one [`PciBus`]. A device is a [`PciDevice`]: its [`ConfigSpace`] answers configuration accesses,
+//! and the bus maps its BARs wherever the guest puts them and hands it what the guest reads and
+//! writes there.
 //!
 //! Absent on purpose: bridges, more than one bus or function, expansion ROMs, and the PCI Express
-//! capability. Devices are conventional PCI functions behind an ECAM window, so only the first 256 bytes
-//! of each configuration space exist.
+//! capability. Devices are conventional PCI functions behind an ECAM window, so only the first 256
+//! bytes of each configuration space exist.
 
 mod bar;
 mod bus;
@@ -28,8 +29,8 @@ pub use msix::{MAX_VECTORS, MSIX_ENTRY_LEN, MsixLayout, MsixTable};
 
 /// One PCI function in a slot of the bus.
 ///
-/// The bus calls every method with the device locked, from vCPU threads. No offset, length or value that
-/// the guest chooses may panic. A device must not call the bus from inside these methods.
+/// The bus calls every method with the device locked, from vCPU threads. No offset, length or value
+/// that the guest chooses may panic. A device must not call the bus from inside these methods.
 pub trait PciDevice: Send {
     /// Its configuration space.
     fn config(&self) -> &ConfigSpace;
@@ -37,8 +38,9 @@ pub trait PciDevice: Send {
     /// Its configuration space, for the bus to place BARs and for restore.
     fn config_mut(&mut self) -> &mut ConfigSpace;
 
-    /// The guest reads configuration space. `offset + data.len()` is at most 256. A device that has windows
-    /// in its configuration space (virtio's PCI configuration access capability) looks here first.
+    /// The guest reads configuration space. `offset + data.len()` is at most 256. A device that has
+    /// windows in its configuration space (virtio's PCI configuration access capability) looks here
+    /// first.
     fn config_read(&mut self, offset: u16, data: &mut [u8]) {
         self.config().read(offset, data);
     }

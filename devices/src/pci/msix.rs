@@ -1,8 +1,8 @@
 //! MSI-X: the vector table, the pending bit array and their masks (PCI 3.0, section 6.8.2).
 //!
-//! Queue threads fire vectors while vCPUs program them. Each vector has its own lock, held while it fires:
-//! a message is either sent with the entry as it was, or its pending bit is set and the message goes out
-//! when the vector is unmasked. No interrupt is lost between the two.
+//! Queue threads fire vectors while vCPUs program them. Each vector has its own lock, held while it
+//! fires: a message is either sent with the entry as it was, or its pending bit is set and the
+//! message goes out when the vector is unmasked. No interrupt is lost between the two.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -76,9 +76,8 @@ pub struct MsixTable {
 impl MsixTable {
     /// A table of `vectors` masked vectors.
     ///
-    /// # Errors
-    /// [`PciError::Msix`] when the number is 0 or above [`MAX_VECTORS`], or table and pending bit array are
-    /// misaligned or overlap.
+    /// # Errors [`PciError::Msix`] when the number is 0 or above [`MAX_VECTORS`], or table and
+    /// pending bit array are misaligned or overlap.
     pub fn new(
         vectors: u16,
         layout: MsixLayout,
@@ -117,9 +116,9 @@ impl MsixTable {
         self.vectors.first().is_some_and(|vector| lock(vector).enabled)
     }
 
-    /// Sends the message of `vector`, or sets its pending bit when it is masked. Returns `false` when
-    /// MSI-X is disabled, and the caller then uses INTx. A vector that does not exist (the guest may have
-    /// named any) is never sent. Callable from any thread.
+    /// Sends the message of `vector`, or sets its pending bit when it is masked. Returns `false`
+    /// when MSI-X is disabled, and the caller then uses INTx. A vector that does not exist (the
+    /// guest may have named any) is never sent. Callable from any thread.
     pub fn fire(&self, vector: u16) -> bool {
         let Some(entry) = self.vectors.get(usize::from(vector)) else {
             return self.is_enabled();
@@ -129,7 +128,8 @@ impl MsixTable {
             return false;
         }
         if entry.deliverable() {
-            // Under the lock: once the guest's write of the mask bit is done, nothing more may be sent.
+            // Under the lock: once the guest's write of the mask bit is done, nothing more may be
+            // sent.
             self.sink.fire(vector);
         } else {
             entry.pending = true;
@@ -137,8 +137,8 @@ impl MsixTable {
         true
     }
 
-    /// Answers a guest read of a BAR when it falls into the table or the pending bit array; `false` when it
-    /// does not, and `data` is then untouched. Bytes beyond them read as zero.
+    /// Answers a guest read of a BAR when it falls into the table or the pending bit array; `false`
+    /// when it does not, and `data` is then untouched. Bytes beyond them read as zero.
     pub fn bar_read(&self, bar: usize, offset: u64, data: &mut [u8]) -> bool {
         let Some((in_table, base)) = self.decode(bar, offset) else {
             return false;
@@ -152,8 +152,8 @@ impl MsixTable {
     /// Takes a guest write of a BAR when it falls into the table or the pending bit array (which is
     /// read-only); `false` when it does not.
     ///
-    /// Software must write whole aligned dwords or qwords (section 6.8.2); other writes are merged byte by
-    /// byte, which harms nobody but the guest.
+    /// Software must write whole aligned dwords or qwords (section 6.8.2); other writes are merged
+    /// byte by byte, which harms nobody but the guest.
     pub fn bar_write(&self, bar: usize, offset: u64, data: &[u8]) -> bool {
         let Some((in_table, base)) = self.decode(bar, offset) else {
             return false;
@@ -284,8 +284,8 @@ impl MsixTable {
     }
 
     /// Takes over a saved table. Routes are made, and pending messages sent, when
-    /// [`ConfigSpace::restore`](super::ConfigSpace::restore) then says that MSI-X is enabled; so call that
-    /// one second.
+    /// [`ConfigSpace::restore`](super::ConfigSpace::restore) then says that MSI-X is enabled; so
+    /// call that one second.
     ///
     /// # Errors
     /// When the number of vectors differs; nothing has changed then.
@@ -318,7 +318,8 @@ fn byte_index(at: u64) -> usize {
     usize::try_from(at).unwrap_or(0)
 }
 
-/// Message address, upper address, data and vector control, little endian (section 6.8.2.6 and after).
+/// Message address, upper address, data and vector control, little endian (section 6.8.2.6 and
+/// after).
 fn entry_bytes(entry: &Vector) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[0..8].copy_from_slice(&entry.address.to_le_bytes());

@@ -266,7 +266,8 @@ proptest! {
             let saved = table.save();
             for (vector, message) in routed {
                 let entry = &saved.vectors[usize::from(vector)];
-                prop_assert_eq!(message, Some(MsiMessage { address: entry.address, data: entry.data }));
+                let expected = MsiMessage { address: entry.address, data: entry.data };
+                prop_assert_eq!(message, Some(expected));
             }
         }
     }

@@ -1,14 +1,14 @@
 //! What ends, restarts or breaks the machine, and the ACPI registers by which a guest asks for it.
 //!
-//! The machine is a *full* ACPI platform, not a hardware-reduced one. Linux treats hardware-reduced as "no
-//! legacy interrupt controller and no PIT", which takes the serial port's and the timer's interrupts away;
-//! power-off would need sleep control registers and the power button a generic event device. The fixed
-//! registers here (ACPI 6.4, section 4.8.3) need nothing of that: power-off is one write, the power button
-//! one status bit and the SCI.
+//! The machine is a *full* ACPI platform, not a hardware-reduced one. Linux treats hardware-reduced
+//! as "no legacy interrupt controller and no PIT", which takes the serial port's and the timer's
+//! interrupts away; power-off would need sleep control registers and the power button a generic
+//! event device. The fixed registers here (ACPI 6.4, section 4.8.3) need nothing of that: power-off
+//! is one write, the power button one status bit and the SCI.
 //!
-//! What the FADT must say is in the constants of this module and of [`crate::pci`] (reset register). There is
-//! no SMI command port, so the machine is in ACPI mode from the start; no GPE block, as nothing uses one; and no
-//! sleep state but S5.
+//! What the FADT must say is in the constants of this module and of [`crate::pci`] (reset
+//! register). There is no SMI command port, so the machine is in ACPI mode from the start; no GPE
+//! block, as nothing uses one; and no sleep state but S5.
 
 pub mod state;
 
@@ -35,8 +35,8 @@ pub enum PowerEvent {
     CrashLoaded,
 }
 
-/// Where devices report [`PowerEvent`]s. Called on vCPU threads with the device locked: it must not block and
-/// must not come back to the device.
+/// Where devices report [`PowerEvent`]s. Called on vCPU threads with the device locked: it must not
+/// block and must not come back to the device.
 pub type PowerEvents = Arc<dyn Fn(PowerEvent) + Send + Sync>;
 
 /// The I/O ports of [`AcpiPower`].
@@ -53,15 +53,18 @@ pub const PM1A_CONTROL_LEN: u8 = 2;
 pub const PM_TIMER_PORT: u16 = 0x608;
 /// FADT `PM_TMR_LEN`.
 pub const PM_TIMER_LEN: u8 = 4;
-/// FADT `SCI_INT`: level-triggered, active high; the MADT needs an interrupt source override that says so.
+/// FADT `SCI_INT`: level-triggered, active high; the MADT needs an interrupt source override that
+/// says so.
 pub const SCI_IRQ: u8 = 9;
 /// First element of the DSDT's `_S5` package.
 pub const SLEEP_TYPE_S5: u8 = 5;
-/// FADT `Flags`: WBINVD works; there is a power button in the fixed registers (bit 4 clear), and neither a
-/// sleep button nor RTC wake there (bits 5, 6); the reset register works (bit 10). The timer has 24 bits.
+/// FADT `Flags`: WBINVD works; there is a power button in the fixed registers (bit 4 clear), and
+/// neither a sleep button nor RTC wake there (bits 5, 6); the reset register works (bit 10). The
+/// timer has 24 bits.
 pub const FADT_FLAGS: u32 = 1 | 1 << 5 | 1 << 6 | 1 << 10;
-/// FADT `IAPC_BOOT_ARCH`: legacy ISA devices; no VGA (bit 2). The 8042 bit (1) is clear, so that Linux does
-/// not search for a keyboard; MSI works (bit 3 clear) and so does the CMOS clock (bit 5 clear).
+/// FADT `IAPC_BOOT_ARCH`: legacy ISA devices; no VGA (bit 2). The 8042 bit (1) is clear, so that
+/// Linux does not search for a keyboard; MSI works (bit 3 clear) and so does the CMOS clock (bit 5
+/// clear).
 pub const IAPC_BOOT_ARCH: u16 = 1 | 1 << 2;
 
 /// PM1 status and enable bits (sections 4.8.3.1.1 and 4.8.3.1.2).
@@ -70,7 +73,8 @@ const GLOBAL: u16 = 1 << 5;
 const POWER_BUTTON: u16 = 1 << 8;
 const SLEEP_BUTTON: u16 = 1 << 9;
 const RTC: u16 = 1 << 10;
-/// All that a guest can enable. Some of these never happen, but ACPI drivers read back what they enabled.
+/// All that a guest can enable. Some of these never happen, but ACPI drivers read back what they
+/// enabled.
 const ENABLES: u16 = TIMER | GLOBAL | POWER_BUTTON | SLEEP_BUTTON | RTC;
 
 /// PM1 control bits (section 4.8.3.2.1).
@@ -89,8 +93,8 @@ const TIMER_CARRY_SHIFT: u32 = 23;
 
 /// The fixed ACPI registers: PM1a event block, PM1a control block and power management timer.
 ///
-/// Absent: the timer carry interrupt. The status bit is right whenever it is read, but nothing wakes up to
-/// raise the SCI for it; no current system enables it.
+/// Absent: the timer carry interrupt. The status bit is right whenever it is read, but nothing
+/// wakes up to raise the SCI for it; no current system enables it.
 pub struct AcpiPower {
     sci: Arc<dyn IrqLine>,
     clock: TimeSource,
@@ -105,7 +109,8 @@ pub struct AcpiPower {
 }
 
 impl AcpiPower {
-    /// The registers after power-on. `clock` is monotonic with any origin; `sci` is line [`SCI_IRQ`].
+    /// The registers after power-on. `clock` is monotonic with any origin; `sci` is line
+    /// [`SCI_IRQ`].
     pub fn new(sci: Arc<dyn IrqLine>, clock: TimeSource, events: PowerEvents) -> Self {
         let mut power = Self {
             sci,
@@ -130,8 +135,8 @@ impl AcpiPower {
         self.drive_sci();
     }
 
-    /// Someone pressed the power button (`system_powerdown`). Returns whether the guest listens to it now; if it
-    /// does not, the press stays recorded until it does.
+    /// Someone pressed the power button (`system_powerdown`). Returns whether the guest listens to
+    /// it now; if it does not, the press stays recorded until it does.
     pub fn press_power_button(&mut self) -> bool {
         self.status |= POWER_BUTTON;
         self.drive_sci();

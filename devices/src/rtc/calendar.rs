@@ -1,4 +1,5 @@
-//! Calendar arithmetic for the clock's registers: the proleptic Gregorian calendar, without time zones.
+//! Calendar arithmetic for the clock's registers: the proleptic Gregorian calendar, without time
+//! zones.
 
 /// A point in time as the registers show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +22,8 @@ const FIRST_DAY: i64 = days_from_civil(0, 1, 1);
 const LAST_DAY: i64 = days_from_civil(9999, 12, 31);
 
 impl Calendar {
-    /// What the registers show `seconds` after the start of 1970; before year 0 and after 9999 they show the
-    /// first and the last day.
+    /// What the registers show `seconds` after the start of 1970; before year 0 and after 9999 they
+    /// show the first and the last day.
     pub(super) fn from_seconds(seconds: i64) -> Self {
         let days = seconds.div_euclid(SECONDS_PER_DAY).clamp(FIRST_DAY, LAST_DAY);
         let in_day = seconds.rem_euclid(SECONDS_PER_DAY);
@@ -41,15 +42,17 @@ impl Calendar {
         }
     }
 
-    /// Seconds since the start of 1970. Fields out of their ranges, which a guest can write, carry over.
+    /// Seconds since the start of 1970. Fields out of their ranges, which a guest can write, carry
+    /// over; what the registers cannot show is cut off.
     pub(super) fn to_seconds(self) -> i64 {
         let year = i64::from(self.century) * 100 + i64::from(self.year);
         let months = i64::from(self.month) - 1;
-        let days = days_from_civil(year + months.div_euclid(12), months.rem_euclid(12) + 1, 1)
-            + i64::from(self.day)
-            - 1;
-        let in_day = (i64::from(self.hour) * 60 + i64::from(self.minute)) * 60;
-        days * SECONDS_PER_DAY + in_day + i64::from(self.second)
+        let month_start =
+            days_from_civil(year + months.div_euclid(12), months.rem_euclid(12) + 1, 1);
+        let days = month_start + i64::from(self.day) - 1;
+        let minutes = i64::from(self.hour) * 60 + i64::from(self.minute);
+        let seconds = days * SECONDS_PER_DAY + minutes * 60 + i64::from(self.second);
+        seconds.clamp(FIRST_DAY * SECONDS_PER_DAY, (LAST_DAY + 1) * SECONDS_PER_DAY - 1)
     }
 }
 
@@ -60,8 +63,8 @@ fn small(number: i64) -> u8 {
 
 /// Days from 1970-01-01 to a date whose month is 1 to 12.
 ///
-/// Years are counted from March, so that the leap day is the last of its year, in eras of 400 years, which all
-/// have the same number of days.
+/// Years are counted from March, so that the leap day is the last of its year, in eras of 400
+/// years, which all have the same number of days.
 const fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);

@@ -1,10 +1,10 @@
 //! The CMOS clock: a Motorola MC146818A on ports 0x70 and 0x71, with 128 bytes of memory.
 //!
-//! Time is the host's plus what the guest has set it ahead. While the guest sets it (register B, SET), the time
-//! registers are bytes that stand still; afterwards the clock goes on from them.
+//! Time is the host's plus what the guest has set it ahead. While the guest sets it (register B,
+//! SET), the time registers are bytes that stand still; afterwards the clock goes on from them.
 //!
-//! Absent: interrupts. Register C shows that seconds have passed, so polling works; the alarm registers are
-//! memory. Linux reads the clock at boot and sets it at shutdown, and needs no more.
+//! Absent: interrupts. Register C shows that seconds have passed, so polling works; the alarm
+//! registers are memory. Linux reads the clock at boot and sets it at shutdown, and needs no more.
 
 mod calendar;
 pub mod state;
@@ -85,7 +85,8 @@ impl Rtc {
         rtc
     }
 
-    /// A reset of the machine: the clock has a battery and goes on; the interrupt enables are cleared.
+    /// A reset of the machine: the clock has a battery and goes on; the interrupt enables are
+    /// cleared.
     pub fn reset(&mut self) {
         self.index = 0;
         let modes = SET | BINARY | HOURS_24 | 1;

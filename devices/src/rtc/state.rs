@@ -12,8 +12,8 @@ pub struct RtcState {
     pub ahead_seconds: i64,
     /// The rest of it in nanoseconds, below 10^9.
     pub ahead_nanos: u32,
-    /// While the guest sets the clock: its time registers (seconds, minutes, hours, weekday, day, month, year,
-    /// century) as bytes; else empty.
+    /// While the guest sets the clock: its time registers (seconds, minutes, hours, weekday, day,
+    /// month, year, century) as bytes; else empty.
     pub held: Bytes,
     /// The guest's second when it last read register C.
     pub flags_read_at: i64,

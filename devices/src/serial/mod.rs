@@ -2,12 +2,14 @@
 //!
 //! The register model is vm-superio's. Around it this module adds what a monitor needs:
 //!
-//! * **Output is not lost and does not block.** A byte goes to the [`SerialSink`] at once; what the sink has no room
-//!   for waits in order. From [`OUTPUT_BUSY`] waiting bytes on, the transmitter reads as busy, as on a slow
-//!   line: an interrupt-driven driver stops and goes on at the next interrupt; a polling one waits as long as it
-//!   cares to. What a guest sends in spite of that waits too, up to [`OUTPUT_LIMIT`] bytes; only beyond
-//!   are bytes lost, and counted. What still waits when the guest moves is part of the saved state.
-//! * **Input is bounded.** It waits for room in the FIFO, and [`SerialPort::push_input`] says how much it took.
+//! * **Output is not lost and does not block.** A byte goes to the [`SerialSink`] at once; what the
+//!   sink has no room for waits in order. From [`OUTPUT_BUSY`] waiting bytes on, the transmitter
+//!   reads as busy, as on a slow line: an interrupt-driven driver stops and goes on at the next
+//!   interrupt; a polling one waits as long as it cares to. What a guest sends in spite of that
+//!   waits too, up to [`OUTPUT_LIMIT`] bytes; only beyond are bytes lost, and counted. What still
+//!   waits when the guest moves is part of the saved state.
+//! * **Input is bounded.** It waits for room in the FIFO, and [`SerialPort::push_input`] says how
+//!   much it took.
 
 mod output;
 mod sink;
@@ -58,7 +60,8 @@ pub enum SerialNotice {
     InputRoom,
 }
 
-/// Told of [`SerialNotice`]s, on vCPU threads with the port locked: it must not block nor come back to the port.
+/// Told of [`SerialNotice`]s, on vCPU threads with the port locked: it must not block nor come back
+/// to the port.
 pub type SerialNotify = Arc<dyn Fn(SerialNotice) + Send + Sync>;
 
 /// A 16550 UART.
@@ -103,20 +106,22 @@ impl SerialPort {
         self.after_access();
     }
 
-    /// Hands waiting output to the sink. Returns whether none waits any more; if some does, call again when the
-    /// sink has room. The owner does so after [`SerialNotice::OutputWaits`] and before it exits.
+    /// Hands waiting output to the sink. Returns whether none waits any more; if some does, call
+    /// again when the sink has room. The owner does so after [`SerialNotice::OutputWaits`] and
+    /// before it exits.
     pub fn drain_output(&mut self) -> bool {
         self.after_access();
         self.uart.writer().waiting().is_empty()
     }
 
-    /// Bytes of output that were lost: nobody was there, or the guest sent without end to a busy transmitter.
+    /// Bytes of output that were lost: nobody was there, or the guest sent without end to a busy
+    /// transmitter.
     pub fn lost_output(&self) -> u64 {
         self.uart.writer().lost()
     }
 
-    /// Gives input to the guest. Returns how many of `bytes` were taken; the caller keeps the rest until
-    /// [`SerialNotice::InputRoom`].
+    /// Gives input to the guest. Returns how many of `bytes` were taken; the caller keeps the rest
+    /// until [`SerialNotice::InputRoom`].
     pub fn push_input(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(INPUT_LIMIT - self.input.len());
         self.input.extend(&bytes[..taken]);

@@ -12,9 +12,10 @@ const PIECE: usize = 4096;
 
 /// Where a serial port's output goes: the terminal, a file, a socket.
 pub trait SerialSink: Send {
-    /// Takes some of `bytes` and returns how many. Runs on vCPU threads, so it must not block: a sink that has no
-    /// room answers [`io::ErrorKind::WouldBlock`], and the port keeps the bytes. Any other error means
-    /// that nobody is there to take them, as when a cable is unplugged, and they are thrown away.
+    /// Takes some of `bytes` and returns how many. Runs on vCPU threads, so it must not block: a
+    /// sink that has no room answers [`io::ErrorKind::WouldBlock`], and the port keeps the bytes.
+    /// Any other error means that nobody is there to take them, as when a cable is unplugged, and
+    /// they are thrown away.
     ///
     /// # Errors
     /// As said above.
@@ -40,8 +41,8 @@ impl Output {
         self.unplugged = false;
     }
 
-    /// Whether the transmitter is busy as far as the guest can see. Stays so until half of what made it busy
-    /// has gone, so that a guest sends in pieces worth an interrupt.
+    /// Whether the transmitter is busy as far as the guest can see. Stays so until half of what
+    /// made it busy has gone, so that a guest sends in pieces worth an interrupt.
     pub(super) fn is_busy(&self) -> bool {
         self.busy
     }

@@ -14,8 +14,8 @@ const SAFE_PIECE: usize = 256;
 
 /// Writes to a terminal, pipe, socket or file without blocking.
 ///
-/// The descriptor itself is left in blocking mode: it may be shared with other processes, such as the shell that
-/// owns the terminal. Instead it is asked for room before every write.
+/// The descriptor itself is left in blocking mode: it may be shared with other processes, such as
+/// the shell that owns the terminal. Instead it is asked for room before every write.
 pub struct FdSink {
     file: File,
     /// Reports room; `None` for files, which always have it.
