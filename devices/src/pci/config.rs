@@ -209,7 +209,7 @@ impl ConfigSpace {
             self.registers[at] = (self.registers[at] & !mask) | (byte & mask);
         }
         let end = start.saturating_add(data.len());
-        let touched = |from: usize, to: usize| start < to && from < end;
+        let touched = |from: usize, to: usize| start.max(from) < end.min(to);
         if touched(COMMAND, COMMAND + 2) {
             self.apply_command();
         }
