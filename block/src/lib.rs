@@ -19,34 +19,33 @@ mod driver;
 mod edge;
 mod error;
 mod executor;
-pub mod filter;
 pub mod format;
 mod graph;
 mod handle;
 mod io;
 mod io_thread;
-pub mod job;
 mod node;
 mod notify;
 mod open;
 pub mod protocol;
 mod ranges;
-#[cfg(any(test, feature = "testing"))]
-pub mod testing;
+mod sys;
 mod thread;
 
 pub use backend::{BackendId, BackendKind, BlockBackend, Pass};
 pub use buf::{BufOwner, IoBuf};
 pub use clock::Clock;
-pub use driver::{BlockDriver, DynDriver, Extent, ExtentKind, Limits, WriteFlags};
+pub use driver::{BlockDriver, DynDriver, Extent, ExtentKind, Limits, LocalBoxFuture, WriteFlags};
 pub use edge::{ChildRole, Edge, EdgePerms, Perms};
 pub use error::{Error, ErrorKind, Result};
 pub use executor::{Executor, Poller, PollerGuard, Remote, Task};
-pub use graph::{BlockGraph, Drained, Generations, MAX_NAME};
+pub use graph::{BlockGraph, Drained, Edit, Generations, MAX_NAME};
 pub use handle::BlockHandle;
 pub use io::RingChoice;
 pub use io_thread::{IoThread, IoThreadOptions};
 pub use node::{AttachedBitmap, BlockNode, BlockStats, NodeOptions, OpStats};
 pub use notify::Notify;
-pub use open::{BlockdevOptions, CacheOptions, DetectZeroes, DiscardMode, DriverOptions, FileRef};
+pub use open::{
+    BlockdevOptions, CacheOptions, DetectZeroes, DiscardMode, DriverName, FileRef, Locking,
+};
 pub use ranges::{RangeGuard, RangeLocks};

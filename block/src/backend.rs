@@ -1,0 +1,325 @@
+//! [`BlockBackend`]: a root of the graph, through which a device, job or export does its I/O.
+//!
+//! A root has a gate. [`crate::BlockGraph::drain`] closes the gates of all roots that reach a node
+//! and waits for what is inside. Requests that come meanwhile wait at the gate and look up their
+//! node only once it opens, so that a graph edit made in between redirects them. Edges inside the
+//! graph have no gates: a request that is inside can always finish.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::ops::Range;
+use std::rc::Rc;
+
+use crate::buf::IoBuf;
+use crate::driver::{Extent, WriteFlags};
+use crate::edge::Edge;
+use crate::error::Result;
+use crate::node::{BlockNode, BlockStats, Counters, OpKind};
+use crate::notify::Notify;
+
+/// Identifies a root for as long as the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendId(pub(crate) u64);
+
+/// Who a root belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BackendKind {
+    /// A guest's disk. Its name is unique among devices and nodes.
+    Device,
+    /// A job; all roots of a job bear its id.
+    Job,
+    /// An export to other programs.
+    Export,
+}
+
+impl BackendKind {
+    fn name(self) -> &'static str {
+        match self {
+            BackendKind::Device => "block device",
+            BackendKind::Job => "job",
+            BackendKind::Export => "export",
+        }
+    }
+}
+
+/// A root of the graph. Clones are the same root; the last one dropped lets the node go.
+#[derive(Clone)]
+pub struct BlockBackend(pub(crate) Rc<BackendInner>);
+
+pub(crate) struct BackendInner {
+    pub(crate) id: BackendId,
+    pub(crate) kind: BackendKind,
+    pub(crate) name: String,
+    pub(crate) edge: Edge,
+    pub(crate) gate: Gate,
+    counters: Counters,
+    executor: crate::executor::Executor,
+    tag: RefCell<Option<String>>,
+}
+
+/// Counts who is inside and keeps others out while it is closed.
+#[derive(Default)]
+pub(crate) struct Gate {
+    closed: Cell<u32>,
+    inside: Cell<u32>,
+    changed: Notify,
+}
+
+impl Gate {
+    pub(crate) fn close(&self) {
+        self.closed.set(self.closed.get() + 1);
+    }
+
+    pub(crate) fn open(&self) {
+        self.closed.set(self.closed.get() - 1);
+        if self.closed.get() == 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.closed.get() == 0
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.inside.get() == 0
+    }
+
+    /// Waits until nobody is inside.
+    pub(crate) async fn quiet(&self) {
+        self.changed.wait_until(|| self.is_quiet()).await;
+    }
+}
+
+/// The right to do I/O through a root without waiting at its gate. A drain waits until it is
+/// dropped, so hold one over everything that must not be cut in two, and nothing else.
+pub struct Pass {
+    backend: Rc<BackendInner>,
+}
+
+impl Pass {
+    fn new(backend: &BlockBackend) -> Pass {
+        let gate = &backend.0.gate;
+        gate.inside.set(gate.inside.get() + 1);
+        Pass { backend: Rc::clone(&backend.0) }
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        let gate = &self.backend.gate;
+        gate.inside.set(gate.inside.get() - 1);
+        if gate.is_quiet() && !gate.is_open() {
+            gate.changed.notify_all();
+        }
+    }
+}
+
+impl BlockBackend {
+    pub(crate) fn new(
+        id: BackendId,
+        kind: BackendKind,
+        name: &str,
+        edge: Edge,
+        executor: crate::executor::Executor,
+    ) -> BlockBackend {
+        BlockBackend(Rc::new(BackendInner {
+            id,
+            kind,
+            name: name.to_owned(),
+            edge,
+            gate: Gate::default(),
+            counters: Counters::default(),
+            executor,
+            tag: RefCell::default(),
+        }))
+    }
+
+    /// Its number.
+    pub fn id(&self) -> BackendId {
+        self.0.id
+    }
+
+    /// The name of the device, or the id of the job or export.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Who it belongs to.
+    pub fn kind(&self) -> BackendKind {
+        self.0.kind
+    }
+
+    /// The node it holds now; a graph edit may change that at any await.
+    pub fn node(&self) -> BlockNode {
+        self.0.edge.node()
+    }
+
+    /// The edge to that node.
+    pub fn edge(&self) -> &Edge {
+        &self.0.edge
+    }
+
+    /// Length of the node in bytes.
+    pub fn len(&self) -> u64 {
+        self.0.edge.len()
+    }
+
+    /// Whether the node has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What went through this root so far.
+    pub fn stats(&self) -> BlockStats {
+        self.0.counters.snapshot()
+    }
+
+    /// Whether nothing is inside its gate.
+    pub fn is_quiet(&self) -> bool {
+        self.0.gate.is_quiet()
+    }
+
+    /// Free text for queries, such as the path of the device that uses it.
+    pub fn tag(&self) -> Option<String> {
+        self.0.tag.borrow().clone()
+    }
+
+    /// Sets that text.
+    pub fn set_tag(&self, tag: impl Into<String>) {
+        self.0.tag.replace(Some(tag.into()));
+    }
+
+    /// Waits until the gate is open, then goes in.
+    pub async fn enter(&self) -> Pass {
+        let gate = &self.0.gate;
+        if !gate.is_open() {
+            gate.changed.wait_until(|| gate.is_open()).await;
+        }
+        Pass::new(self)
+    }
+
+    /// Goes into two roots at the same moment, waiting outside both until both are open. Entering
+    /// one after the other could wait inside the first for a drain that waits for the first.
+    pub async fn enter_both(&self, other: &BlockBackend) -> (Pass, Pass) {
+        loop {
+            for backend in [self, other] {
+                let gate = &backend.0.gate;
+                gate.changed.wait_until(|| gate.is_open()).await;
+            }
+            if self.0.gate.is_open() && other.0.gate.is_open() {
+                return (Pass::new(self), Pass::new(other));
+            }
+        }
+    }
+
+    /// Enters, then [`Pass::read`].
+    pub async fn read(&self, at: u64, into: IoBuf) -> Result<()> {
+        self.enter().await.read(at, into).await
+    }
+
+    /// Enters, then [`Pass::write`].
+    pub async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
+        self.enter().await.write(at, from, flags).await
+    }
+
+    /// Enters, then [`Pass::write_zeroes`].
+    pub async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
+        self.enter().await.write_zeroes(range, flags).await
+    }
+
+    /// Enters, then [`Pass::discard`].
+    pub async fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.enter().await.discard(range).await
+    }
+
+    /// Enters, then [`Pass::flush`].
+    pub async fn flush(&self) -> Result<()> {
+        self.enter().await.flush().await
+    }
+
+    /// Enters, then [`Pass::map`].
+    pub async fn map(&self, range: Range<u64>) -> Result<Extent> {
+        self.enter().await.map(range).await
+    }
+
+    /// Enters, then resizes the node; see [`BlockNode::resize`].
+    pub async fn resize(&self, len: u64) -> Result<()> {
+        let pass = self.enter().await;
+        pass.backend.edge.resize(len).await
+    }
+}
+
+impl Pass {
+    /// See [`BlockNode::read`].
+    pub async fn read(&self, at: u64, into: IoBuf) -> Result<()> {
+        let range = at..at.saturating_add(into.len() as u64);
+        let started = self.backend.executor.turn_time();
+        let result = self.backend.edge.read(at, into).await;
+        self.count(OpKind::Read, &range, started, result)
+    }
+
+    /// See [`BlockNode::write`].
+    pub async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
+        let range = at..at.saturating_add(from.len() as u64);
+        let started = self.backend.executor.turn_time();
+        let result = self.backend.edge.write(at, from, flags).await;
+        self.count(OpKind::Write, &range, started, result)
+    }
+
+    /// See [`BlockNode::write_zeroes`].
+    pub async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
+        let started = self.backend.executor.turn_time();
+        let result = self.backend.edge.write_zeroes(range.clone(), flags).await;
+        self.count(OpKind::Write, &range, started, result)
+    }
+
+    /// See [`BlockNode::discard`].
+    pub async fn discard(&self, range: Range<u64>) -> Result<()> {
+        let started = self.backend.executor.turn_time();
+        let result = self.backend.edge.discard(range.clone()).await;
+        self.count(OpKind::Discard, &range, started, result)
+    }
+
+    /// See [`BlockNode::flush`].
+    pub async fn flush(&self) -> Result<()> {
+        let started = self.backend.executor.turn_time();
+        let result = self.backend.edge.flush().await;
+        self.count(OpKind::Flush, &(0..0), started, result)
+    }
+
+    /// See [`BlockNode::map`].
+    pub async fn map(&self, range: Range<u64>) -> Result<Extent> {
+        self.backend.edge.map(range).await
+    }
+
+    fn count(
+        &self,
+        kind: OpKind,
+        range: &Range<u64>,
+        started: u64,
+        result: Result<()>,
+    ) -> Result<()> {
+        let ns = self.backend.executor.turn_time().saturating_sub(started);
+        let bytes = range.end.saturating_sub(range.start);
+        self.backend.counters.count(kind, range.end, bytes, ns, result.is_ok());
+        result
+    }
+}
+
+impl BackendInner {
+    /// How messages call it: `block device 'd0'`.
+    pub(crate) fn describe(&self) -> String {
+        format!("{} '{}'", self.kind.name(), self.name)
+    }
+}
+
+impl fmt::Debug for BlockBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BlockBackend({} -> '{}')", self.0.describe(), self.node().name())
+    }
+}
+
+#[cfg(test)]
+#[path = "backend_tests.rs"]
+mod tests;

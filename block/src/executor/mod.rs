@@ -1,0 +1,391 @@
+//! A single-threaded executor: tasks, time, readiness of file descriptors, and disk I/O.
+//!
+//! One turn: take what other threads injected, fire due timers, poll the pollers, run ready tasks,
+//! then hand all queued disk requests to the kernel in one system call and collect what is done.
+//! With nothing to do it polls busily for a while, for as long as that has paid off recently, then
+//! sleeps in epoll.
+//!
+//! With a simulated clock nothing here depends on real time: [`Executor::block_on`] moves the
+//! clock to the next timer whenever every task waits.
+
+mod poll;
+mod reactor;
+mod remote;
+mod timers;
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::future::Future;
+use std::os::fd::RawFd;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::clock::{Clock, duration_ns};
+use crate::error::Result;
+use crate::io::{Engine, RingChoice};
+
+pub(crate) use poll::DEFAULT_POLL_MAX_NS;
+pub use poll::{Poller, PollerGuard};
+pub use remote::Remote;
+
+use poll::Pollers;
+use reactor::{Direction, Reactor};
+use remote::{Entered, Item, ReadyQueue, RootWaker, Shared};
+use timers::Timers;
+
+/// So many tasks run before disk and network get their turn, however many are ready.
+const TURN_BUDGET: usize = 512;
+/// While busy, file descriptors are looked at this often (ns).
+const REACTOR_INTERVAL_NS: u64 = 50_000;
+
+/// A handle of the executor of this thread; clones are the same executor.
+#[derive(Clone)]
+pub struct Executor(Rc<Inner>);
+
+struct Inner {
+    clock: Clock,
+    /// The time at the start of this turn: a clock that costs nothing to read.
+    turn_time: Cell<u64>,
+    ready: Rc<ReadyQueue>,
+    remote: Remote,
+    timers: Rc<RefCell<Timers>>,
+    reactor: OnceCell<Reactor>,
+    reactor_seen: Cell<u64>,
+    pollers: Rc<Pollers>,
+    engine: OnceCell<Engine>,
+    ring_choice: Cell<RingChoice>,
+    stopped: Cell<bool>,
+}
+
+/// Join handle of a task. Await it for the result; dropping it lets the task run on.
+pub struct Task<T>(Option<async_task::Task<T>>);
+
+impl<T> Task<T> {
+    /// Drops the task's future at its next turn; gives the result if it had finished already.
+    pub async fn cancel(mut self) -> Option<T> {
+        match self.0.take() {
+            Some(task) => task.cancel().await,
+            None => None,
+        }
+    }
+
+    /// Whether the result is there.
+    pub fn is_finished(&self) -> bool {
+        self.0.as_ref().is_none_or(async_task::Task::is_finished)
+    }
+}
+
+impl<T> Future for Task<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        match &mut self.0 {
+            Some(task) => Pin::new(task).poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take() {
+            task.detach();
+        }
+    }
+}
+
+impl Executor {
+    /// An executor on this thread. With a real clock it makes an eventfd, which may fail.
+    pub fn new(clock: Clock) -> Result<Executor> {
+        let shared = Shared::new(!clock.is_simulated())?;
+        Ok(Executor(Rc::new(Inner {
+            turn_time: Cell::new(clock.now()),
+            clock,
+            ready: Rc::default(),
+            remote: Remote::new(shared),
+            timers: Rc::default(),
+            reactor: OnceCell::new(),
+            reactor_seen: Cell::new(0),
+            pollers: Rc::default(),
+            engine: OnceCell::new(),
+            ring_choice: Cell::new(RingChoice::Auto),
+            stopped: Cell::new(false),
+        })))
+    }
+
+    /// Starts a task. It first runs in the next turn, after everything that is ready now.
+    pub fn spawn<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> Task<T> {
+        let shared = self.0.remote.shared().clone();
+        let schedule = move |runnable| shared.schedule(Item::Run(runnable));
+        let (runnable, task) = async_task::spawn_local(future, schedule);
+        self.0.ready.push(Item::Run(runnable));
+        Task(Some(task))
+    }
+
+    /// A door to this executor for other threads.
+    pub fn remote(&self) -> Remote {
+        self.0.remote.clone()
+    }
+
+    /// The clock it was made with.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// The time (ns) at the start of this turn: what counters use, as it costs nothing.
+    pub fn turn_time(&self) -> u64 {
+        self.0.turn_time.get()
+    }
+
+    /// Waits until the clock shows `deadline` ns. Equal deadlines wake in the order of first poll.
+    pub async fn sleep_until(&self, deadline: u64) {
+        timers::Sleep::new(&self.0.timers, self.0.clock.clone(), deadline).await;
+    }
+
+    /// Waits for a while.
+    pub async fn sleep(&self, duration: Duration) {
+        let deadline = self.0.clock.now().saturating_add(duration_ns(duration));
+        self.sleep_until(deadline).await;
+    }
+
+    /// Lets everything that is ready run first.
+    pub async fn yield_now(&self) {
+        let mut yielded = false;
+        std::future::poll_fn(|cx| {
+            if std::mem::replace(&mut yielded, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Waits until `fd` can be read, has an error or was hung up. Regular files always can.
+    /// The descriptor must stay open while this is waited for; dropping the future is fine.
+    pub async fn readable(&self, fd: RawFd) -> Result<()> {
+        self.reactor()?.ready(fd, Direction::Read).await
+    }
+
+    /// Waits until `fd` can be written, has an error or was hung up.
+    pub async fn writable(&self, fd: RawFd) -> Result<()> {
+        self.reactor()?.ready(fd, Direction::Write).await
+    }
+
+    /// Adds something to be polled every turn, and armed before this thread sleeps.
+    pub fn add_poller(&self, poller: Rc<dyn Poller>) -> PollerGuard {
+        self.0.pollers.add(poller)
+    }
+
+    /// Longest busy polling before sleeping, ns; 0 turns it off.
+    pub fn set_poll_max_ns(&self, limit: u64) {
+        self.0.pollers.set_max_ns(limit);
+    }
+
+    /// Chooses between io_uring and threads; only before the first file is opened.
+    pub fn set_ring_choice(&self, choice: RingChoice) {
+        self.0.ring_choice.set(choice);
+    }
+
+    /// The disk I/O of this thread, made at first use.
+    pub(crate) fn engine(&self) -> &Engine {
+        self.0.engine.get_or_init(|| {
+            let engine = Engine::new(self.0.ring_choice.get(), self.remote());
+            if let (Some(fd), Some(reactor)) = (engine.ring_fd(), self.0.reactor.get()) {
+                reactor.watch_ring(fd);
+            }
+            engine
+        })
+    }
+
+    /// Makes [`run`](Executor::run) return after this turn.
+    pub fn stop(&self) {
+        self.0.stopped.set(true);
+        self.0.remote.shared().wake();
+    }
+
+    /// Runs until [`stop`](Executor::stop).
+    pub fn run(&self) {
+        let entered = self.enter();
+        while !self.0.stopped.get() {
+            if !self.turn() && !self.idle() {
+                break;
+            }
+        }
+        self.0.stopped.set(false);
+        drop(entered);
+    }
+
+    /// Runs this future to its end on this thread, and tasks meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// With a simulated clock, when everything waits for something that can never come.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        let entered = self.enter();
+        let mut future = pin!(future);
+        let root = RootWaker::new(self.0.remote.shared().clone());
+        let waker = Waker::from(root.clone());
+        let result = loop {
+            if root.take()
+                && let Poll::Ready(result) = future.as_mut().poll(&mut Context::from_waker(&waker))
+            {
+                break result;
+            }
+            let worked = self.turn() || root.is_set();
+            assert!(
+                worked || self.idle() || root.is_set(),
+                "every task waits and no timer is set: this future can never finish"
+            );
+        };
+        drop(entered);
+        result
+    }
+
+    /// Runs tasks until all of them wait, without moving the clock and without sleeping.
+    pub fn run_until_stalled(&self) {
+        let entered = self.enter();
+        while self.turn() {}
+        drop(entered);
+    }
+
+    /// Moves a simulated clock on by `by`, stopping at every timer on the way to run what it wakes.
+    pub fn advance(&self, by: Duration) {
+        let end = self.0.clock.now().saturating_add(duration_ns(by));
+        self.run_until_stalled();
+        loop {
+            let next = self.0.timers.borrow().next_deadline();
+            let Some(next) = next.filter(|next| *next <= end) else { break };
+            self.0.clock.advance_to(next);
+            self.run_until_stalled();
+        }
+        self.0.clock.advance_to(end);
+        self.run_until_stalled();
+    }
+
+    /// Drops every task that is ready or sleeping, so that what they hold is given back. What the
+    /// owner of a thread calls last.
+    pub(crate) fn shut_down(&self) {
+        self.0.remote.shared().close();
+        // Dropping tasks may wake others: go on until nothing is left.
+        while let Some(item) = self.0.ready.pop() {
+            drop(item);
+        }
+        let timers = self.0.timers.take();
+        drop(timers);
+        while let Some(item) = self.0.ready.pop() {
+            drop(item);
+        }
+    }
+
+    fn enter(&self) -> Entered {
+        Entered::new(self.0.remote.shared(), &self.0.ready)
+    }
+
+    fn reactor(&self) -> Result<&Reactor> {
+        if let Some(reactor) = self.0.reactor.get() {
+            return Ok(reactor);
+        }
+        let reactor = Reactor::new(self.0.remote.shared().wake_fd())?;
+        if let Some(fd) = self.0.engine.get().and_then(Engine::ring_fd) {
+            reactor.watch_ring(fd);
+        }
+        Ok(self.0.reactor.get_or_init(|| reactor))
+    }
+
+    /// One turn; whether anything was done.
+    fn turn(&self) -> bool {
+        let inner = &*self.0;
+        let now = inner.clock.now();
+        inner.turn_time.set(now);
+        let mut worked = inner.remote.shared().drain_into(&inner.ready);
+        worked |= Timers::fire(&inner.timers, now);
+        worked |= inner.pollers.poll();
+        for _ in 0..TURN_BUDGET {
+            match inner.ready.pop() {
+                Some(Item::Run(runnable)) => {
+                    runnable.run();
+                }
+                Some(Item::Call(call)) => call(self),
+                None => break,
+            }
+            worked = true;
+        }
+        if let Some(engine) = inner.engine.get() {
+            worked |= engine.turn();
+        }
+        if let Some(reactor) = inner.reactor.get()
+            && now.saturating_sub(inner.reactor_seen.get()) > REACTOR_INTERVAL_NS
+        {
+            inner.reactor_seen.set(now);
+            worked |= reactor.wait(Some(Duration::ZERO));
+        }
+        worked
+    }
+
+    /// Waits until there may be something to do. `false` if nothing can ever come.
+    fn idle(&self) -> bool {
+        if self.0.clock.is_simulated() { self.idle_simulated() } else { self.idle_real() }
+    }
+
+    fn idle_simulated(&self) -> bool {
+        let inner = &*self.0;
+        if inner.engine.get().is_some_and(Engine::is_busy) {
+            // Real files under a simulated clock: their time does not count.
+            std::thread::yield_now();
+            return true;
+        }
+        let next = inner.timers.borrow().next_deadline();
+        match next {
+            Some(deadline) => inner.clock.advance_to(deadline),
+            None => return inner.remote.shared().has_pending(),
+        }
+        true
+    }
+
+    fn idle_real(&self) -> bool {
+        let inner = &*self.0;
+        let shared = inner.remote.shared();
+        let started = inner.clock.now();
+        let deadline = inner.timers.borrow().next_deadline();
+        let found = inner.pollers.spin(&inner.clock, started, || {
+            shared.has_pending()
+                || inner.engine.get().is_some_and(Engine::has_completions)
+                || deadline.is_some_and(|at| inner.clock.now() >= at)
+        });
+        if !found {
+            self.sleep_in_kernel(deadline);
+        }
+        inner.pollers.adapt(inner.clock.now().saturating_sub(started));
+        true
+    }
+
+    fn sleep_in_kernel(&self, deadline: Option<u64>) {
+        let inner = &*self.0;
+        let shared = inner.remote.shared();
+        let reactor = match self.reactor() {
+            Ok(reactor) => reactor,
+            Err(error) => {
+                // Without epoll this thread can only look again and again.
+                tracing::error!("{error}");
+                std::thread::yield_now();
+                return;
+            }
+        };
+        shared.announce_sleep();
+        // What arrived between the last look and the announcement must keep us awake.
+        if !inner.pollers.arm_all() && !shared.has_pending() {
+            let timeout =
+                deadline.map(|at| Duration::from_nanos(at.saturating_sub(inner.clock.now())));
+            reactor.wait(timeout);
+            inner.reactor_seen.set(inner.clock.now());
+        }
+        inner.pollers.disarm_all();
+        shared.announce_awake();
+    }
+}
+
+#[cfg(test)]
+#[path = "executor_tests.rs"]
+mod tests;

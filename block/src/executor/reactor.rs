@@ -1,0 +1,211 @@
+//! Readiness of file descriptors through epoll.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::os::fd::RawFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::error::{Error, Result};
+
+/// Token of the eventfd that other threads write; descriptors' tokens are their numbers.
+const WAKE_TOKEN: u64 = u64::MAX;
+/// Token of the io_uring.
+const RING_TOKEN: u64 = u64::MAX - 1;
+/// Events taken per look.
+const BATCH: usize = 64;
+
+/// What is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    Read,
+    Write,
+}
+
+pub(super) struct Reactor {
+    epoll: Epoll,
+    waiters: RefCell<BTreeMap<RawFd, Vec<Waiter>>>,
+    next_id: Cell<u64>,
+}
+
+struct Waiter {
+    id: u64,
+    direction: Direction,
+    waker: Waker,
+    fired: bool,
+}
+
+impl Reactor {
+    /// `wake_fd` is an eventfd that only has to end a sleep.
+    pub(super) fn new(wake_fd: Option<RawFd>) -> Result<Reactor> {
+        let failed = |error| Error::from_io(error, "cannot set up epoll");
+        let epoll = Epoll::new().map_err(failed)?;
+        if let Some(fd) = wake_fd {
+            // Edge-triggered, so that nobody has to read the counter back.
+            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            epoll
+                .ctl(ControlOperation::Add, fd, EpollEvent::new(events, WAKE_TOKEN))
+                .map_err(failed)?;
+        }
+        Ok(Reactor { epoll, waiters: RefCell::default(), next_id: Cell::new(0) })
+    }
+
+    /// Makes completions of the ring end a sleep.
+    pub(super) fn watch_ring(&self, fd: RawFd) {
+        let event = EpollEvent::new(EventSet::IN, RING_TOKEN);
+        if let Err(error) = self.epoll.ctl(ControlOperation::Add, fd, event) {
+            tracing::error!("completions of disk requests cannot wake this thread: {error}");
+        }
+    }
+
+    pub(super) fn ready(&self, fd: RawFd, direction: Direction) -> Ready<'_> {
+        Ready { reactor: self, fd, direction, id: None }
+    }
+
+    /// Looks for events, waiting at most `timeout` (`None`: for ever); whether there were any.
+    pub(super) fn wait(&self, timeout: Option<Duration>) -> bool {
+        let mut events = [EpollEvent::default(); BATCH];
+        let count = match self.epoll.wait(timeout_ms(timeout), &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return false,
+            Err(error) => {
+                tracing::error!("epoll: {error}");
+                return false;
+            }
+        };
+        for event in &events[..count] {
+            let token = event.data();
+            if token != WAKE_TOKEN && token != RING_TOKEN {
+                self.fire(event.fd(), event.event_set());
+            }
+        }
+        count != 0
+    }
+
+    fn fire(&self, fd: RawFd, events: EventSet) {
+        let broken = events.intersects(EventSet::ERROR | EventSet::HANG_UP);
+        let hits = |direction| match direction {
+            Direction::Read => broken || events.intersects(EventSet::IN | EventSet::READ_HANG_UP),
+            Direction::Write => broken || events.contains(EventSet::OUT),
+        };
+        let mut wakers = Vec::new();
+        if let Some(waiters) = self.waiters.borrow_mut().get_mut(&fd) {
+            for waiter in waiters.iter_mut().filter(|waiter| hits(waiter.direction)) {
+                waiter.fired = true;
+                wakers.push(waiter.waker.clone());
+            }
+        }
+        // One-shot: the other direction must be armed again.
+        if let Err(error) = self.arm(fd) {
+            tracing::error!("epoll on descriptor {fd}: {error}");
+        }
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+
+    /// Asks the kernel for what is waited for on `fd`.
+    fn arm(&self, fd: RawFd) -> io::Result<()> {
+        let wanted = match self.waiters.borrow().get(&fd) {
+            Some(waiters) => waiters.iter().filter(|waiter| !waiter.fired).fold(
+                EventSet::empty(),
+                |wanted, waiter| {
+                    wanted
+                        | match waiter.direction {
+                            Direction::Read => EventSet::IN | EventSet::READ_HANG_UP,
+                            Direction::Write => EventSet::OUT,
+                        }
+                },
+            ),
+            None => EventSet::empty(),
+        };
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let token = u64::try_from(fd).map_err(|_negative| io::ErrorKind::InvalidInput)?;
+        let event = EpollEvent::new(wanted | EventSet::ONE_SHOT, token);
+        // The kernel forgets closed descriptors by itself, so whether it knows this one is found
+        // out by trying.
+        match self.epoll.ctl(ControlOperation::Modify, fd, event) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.epoll.ctl(ControlOperation::Add, fd, event)
+            }
+            other => other,
+        }
+    }
+
+    fn forget(&self, fd: RawFd, id: u64) {
+        let mut all = self.waiters.borrow_mut();
+        let Some(waiters) = all.get_mut(&fd) else { return };
+        waiters.retain(|waiter| waiter.id != id);
+        if waiters.is_empty() {
+            // The kernel may still report it once, to nobody.
+            all.remove(&fd);
+        }
+    }
+}
+
+/// Waits for readiness of one descriptor.
+pub(super) struct Ready<'a> {
+    reactor: &'a Reactor,
+    fd: RawFd,
+    direction: Direction,
+    id: Option<u64>,
+}
+
+impl Future for Ready<'_> {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let reactor = self.reactor;
+        if let Some(id) = self.id {
+            let mut all = reactor.waiters.borrow_mut();
+            let waiter = all
+                .get_mut(&self.fd)
+                .and_then(|waiters| waiters.iter_mut().find(|waiter| waiter.id == id));
+            return match waiter {
+                Some(waiter) if !waiter.fired => {
+                    waiter.waker.clone_from(cx.waker());
+                    Poll::Pending
+                }
+                _ => Poll::Ready(Ok(())),
+            };
+        }
+        let id = reactor.next_id.get();
+        reactor.next_id.set(id + 1);
+        let (direction, waker) = (self.direction, cx.waker().clone());
+        let waiter = Waiter { id, direction, waker, fired: false };
+        reactor.waiters.borrow_mut().entry(self.fd).or_default().push(waiter);
+        self.id = Some(id);
+        match reactor.arm(self.fd) {
+            Ok(()) => Poll::Pending,
+            // Regular files are always ready and cannot be waited for.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Poll::Ready(Ok(())),
+            Err(error) => {
+                let context = format!("cannot wait for descriptor {}", self.fd);
+                Poll::Ready(Err(Error::from_io(error, context)))
+            }
+        }
+    }
+}
+
+impl Drop for Ready<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.reactor.forget(self.fd, id);
+        }
+    }
+}
+
+/// Rounds up: a sleep must not end before its deadline, or the thread would spin until then.
+fn timeout_ms(timeout: Option<Duration>) -> i32 {
+    match timeout {
+        None => -1,
+        Some(timeout) => i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX),
+    }
+}

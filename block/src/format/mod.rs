@@ -1,0 +1,3 @@
+//! Drivers of image formats.
+
+pub mod raw;

@@ -1,0 +1,117 @@
+//! Draining: nobody does I/O on a node, and nobody begins to.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::BlockGraph;
+use crate::backend::{BackendId, BackendInner, BlockBackend};
+use crate::edge::Parent;
+use crate::node::BlockNode;
+
+/// While it lives, the roots that reach the drained nodes stay shut.
+pub struct Drained(Rc<DrainInner>);
+
+pub(crate) struct DrainInner {
+    nodes: Vec<BlockNode>,
+    except: Vec<BackendId>,
+    shut: RefCell<Vec<Rc<BackendInner>>>,
+}
+
+impl Drop for DrainInner {
+    fn drop(&mut self) {
+        for backend in self.shut.take() {
+            backend.gate.open();
+        }
+    }
+}
+
+impl Drained {
+    /// Whether this drain keeps `backend` shut.
+    pub fn covers(&self, backend: &BlockBackend) -> bool {
+        self.0.shut.borrow().iter().any(|shut| shut.id == backend.id())
+    }
+}
+
+impl BlockGraph {
+    /// Shuts the gates of all roots that reach `node` and waits until nothing is inside them. Roots
+    /// in `except` go on: a job that drains its source excludes its own, whose work it awaits
+    /// itself. If this future is dropped the gates open again.
+    pub async fn drain(&self, node: &BlockNode, except: &[BackendId]) -> Drained {
+        self.drain_nodes(vec![node.clone()], except).await
+    }
+
+    /// Shuts all roots of the graph.
+    pub async fn drain_all(&self, except: &[BackendId]) -> Drained {
+        self.drain_nodes(self.nodes(), except).await
+    }
+
+    pub(super) async fn drain_nodes(&self, nodes: Vec<BlockNode>, except: &[BackendId]) -> Drained {
+        let roots = roots_above(&nodes);
+        let inner =
+            Rc::new(DrainInner { nodes, except: except.to_vec(), shut: RefCell::default() });
+        // All gates are shut before anything is awaited: a request that holds passes of two roots
+        // entered them together, so it is either inside both or outside both.
+        for root in roots {
+            inner.shut(root);
+        }
+        self.remember_drain(&inner);
+        let shut = inner.shut.borrow().clone();
+        for backend in shut {
+            backend.gate.quiet().await;
+        }
+        Drained(inner)
+    }
+
+    fn remember_drain(&self, drain: &Rc<DrainInner>) {
+        let mut drains = self.0.drains.borrow_mut();
+        drains.retain(|drain| drain.strong_count() != 0);
+        drains.push(Rc::downgrade(drain));
+    }
+
+    /// Shuts a new root if it reaches a node that is being drained.
+    pub(super) fn join_drains(&self, backend: &BlockBackend) {
+        for drain in self.0.drains.borrow().iter().filter_map(std::rc::Weak::upgrade) {
+            if drain.nodes.iter().any(|node| reaches(&backend.node(), node)) {
+                drain.shut(Rc::clone(&backend.0));
+            }
+        }
+    }
+}
+
+impl DrainInner {
+    fn shut(&self, backend: Rc<BackendInner>) {
+        if !self.except.contains(&backend.id) {
+            backend.gate.close();
+            self.shut.borrow_mut().push(backend);
+        }
+    }
+}
+
+/// Whether `below` is `from` or hangs somewhere below it.
+pub(super) fn reaches(from: &BlockNode, below: &BlockNode) -> bool {
+    from.is_same(below) || from.children().iter().any(|edge| reaches(&edge.node(), below))
+}
+
+/// The roots from which any of `nodes` can be reached, each once.
+fn roots_above(nodes: &[BlockNode]) -> Vec<Rc<BackendInner>> {
+    let mut roots: Vec<Rc<BackendInner>> = Vec::new();
+    let mut seen: Vec<BlockNode> = Vec::new();
+    let mut todo = nodes.to_vec();
+    while let Some(node) = todo.pop() {
+        if seen.iter().any(|other| other.is_same(&node)) {
+            continue;
+        }
+        for edge in node.0.live_parents() {
+            match &*edge.0.parent.borrow() {
+                Parent::Node(parent) => todo.extend(parent.upgrade().map(BlockNode)),
+                Parent::Backend(parent) => {
+                    let root = parent.upgrade();
+                    roots.extend(root.filter(|root| roots.iter().all(|other| other.id != root.id)));
+                }
+                Parent::None => {}
+            }
+        }
+        seen.push(node);
+    }
+    roots
+}

@@ -1,0 +1,124 @@
+//! Graph edits: several changes that happen together or not at all.
+
+use std::rc::Rc;
+
+use super::drain::reaches;
+use super::{BlockGraph, Drained, perms};
+use crate::backend::{BackendId, BlockBackend};
+use crate::edge::{Edge, EdgePerms, Parent, PermRule};
+use crate::error::{Error, ErrorKind, Result};
+use crate::node::BlockNode;
+
+/// Changes to make together; see [`BlockGraph::apply`].
+#[derive(Default)]
+pub struct Edit {
+    replaced: Vec<Replace>,
+    perms: Vec<(BlockBackend, EdgePerms)>,
+}
+
+struct Replace {
+    from: BlockNode,
+    to: BlockNode,
+    stay: Vec<BackendId>,
+}
+
+impl Edit {
+    /// No changes yet.
+    pub fn new() -> Edit {
+        Edit::default()
+    }
+
+    /// Everybody who uses `from` shall use `to`, but for the roots in `stay` and for `to` and what
+    /// hangs below it. So with a filter over `from` this inserts the filter, and with a filter's
+    /// child as `to` it takes the filter out.
+    #[must_use]
+    pub fn replace(mut self, from: &BlockNode, to: &BlockNode, stay: &[BackendId]) -> Edit {
+        self.replaced.push(Replace { from: from.clone(), to: to.clone(), stay: stay.to_vec() });
+        self
+    }
+
+    /// `backend` shall have these permissions: [`EdgePerms::IDLE`] for a job that is done.
+    #[must_use]
+    pub fn set_perms(mut self, backend: &BlockBackend, perms: EdgePerms) -> Edit {
+        self.perms.push((backend.clone(), perms));
+        self
+    }
+}
+
+impl BlockGraph {
+    /// Makes the changes of `edit`, or none of them: on an error everything is as before.
+    ///
+    /// `drained` must cover the nodes that are replaced, which is why it is asked for. Requests
+    /// that wait at a gate go to the new node when the drain ends.
+    pub fn apply(&self, edit: &Edit, drained: &Drained) -> Result<()> {
+        let mut moved: Vec<(Edge, BlockNode)> = Vec::new();
+        let result = self.try_apply(edit, drained, &mut moved);
+        if result.is_err() {
+            for (edge, back) in moved.iter().rev() {
+                point(edge, back);
+            }
+        }
+        result
+    }
+
+    /// [`apply`](BlockGraph::apply) under a drain of its own.
+    pub async fn edit(&self, edit: &Edit, except: &[BackendId]) -> Result<()> {
+        let nodes = edit.replaced.iter().flat_map(|it| [it.from.clone(), it.to.clone()]).collect();
+        let drained = self.drain_nodes(nodes, except).await;
+        self.apply(edit, &drained)
+    }
+
+    fn try_apply(
+        &self,
+        edit: &Edit,
+        drained: &Drained,
+        moved: &mut Vec<(Edge, BlockNode)>,
+    ) -> Result<()> {
+        let mut touched = Vec::new();
+        for Replace { from, to, stay } in &edit.replaced {
+            for edge in from.0.live_parents() {
+                if moves(&edge, to, stay) {
+                    self.check_quiet(&edge, drained)?;
+                    moved.push((edge.clone(), from.clone()));
+                    point(&edge, to);
+                }
+            }
+            touched.extend([to.clone(), from.clone()]);
+        }
+        let changes = edit.perms.iter().map(|(backend, perms)| (backend.edge().clone(), *perms));
+        perms::recompute(&touched, changes.collect())?;
+        for (backend, perms) in &edit.perms {
+            backend.edge().0.rule.set(PermRule::Fixed(*perms));
+        }
+        Ok(())
+    }
+
+    /// A root that is moved must have nothing under way, or the old node would still be used.
+    fn check_quiet(&self, edge: &Edge, drained: &Drained) -> Result<()> {
+        let Parent::Backend(parent) = &*edge.0.parent.borrow() else { return Ok(()) };
+        let Some(backend) = parent.upgrade().map(BlockBackend) else { return Ok(()) };
+        if drained.covers(&backend) && backend.is_quiet() {
+            return Ok(());
+        }
+        let context = format!("{} must be drained before it is moved", backend.0.describe());
+        Err(Error::new(ErrorKind::Busy, context))
+    }
+}
+
+/// Whether a replacement by `to` moves this edge.
+fn moves(edge: &Edge, to: &BlockNode, stay: &[BackendId]) -> bool {
+    match &*edge.0.parent.borrow() {
+        Parent::None => false,
+        Parent::Backend(parent) => parent.upgrade().is_some_and(|root| !stay.contains(&root.id)),
+        // Moving an edge of something below `to` would make a circle.
+        Parent::Node(parent) => {
+            parent.upgrade().is_some_and(|parent| !reaches(to, &BlockNode(parent)))
+        }
+    }
+}
+
+fn point(edge: &Edge, to: &BlockNode) {
+    let old = edge.0.node.replace(to.clone());
+    old.forget_parent(Rc::as_ptr(&edge.0));
+    to.0.parents.borrow_mut().push(Rc::downgrade(&edge.0));
+}

@@ -1,0 +1,136 @@
+//! Ownership of the images: taken and given up for the whole graph, see DESIGN section 10.
+
+use std::collections::BTreeMap;
+
+use super::BlockGraph;
+use crate::backend::BackendKind;
+use crate::edge::Perms;
+use crate::error::{Error, ErrorKind, Result};
+use crate::node::BlockNode;
+
+/// The generation marks of a graph's writable images at one moment, by node name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Generations(BTreeMap<String, Option<u64>>);
+
+impl Generations {
+    /// The names of the nodes whose storage keeps no mark.
+    pub fn unmarked(&self) -> Vec<&str> {
+        let unmarked = self.0.iter().filter(|(_, mark)| mark.is_none());
+        unmarked.map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+impl BlockGraph {
+    /// The marks of all images that this graph writes. Can be read by whoever does not own them.
+    pub async fn generations(&self) -> Result<Generations> {
+        let mut marks = BTreeMap::new();
+        for node in self.nodes() {
+            if is_written_image(&node) {
+                marks.insert(node.name().to_owned(), node.generation().await?);
+            }
+        }
+        Ok(Generations(marks))
+    }
+
+    /// Takes write ownership of every node, children first; all or none. With `only_if` refuses
+    /// with [`ErrorKind::OwnershipUnknown`] unless every written image still bears its mark.
+    pub async fn activate_all(&self, only_if: Option<&Generations>) -> Result<()> {
+        let drained = self.drain_all(&[]).await;
+        let mut done: Vec<BlockNode> = Vec::new();
+        for node in self.children_first() {
+            if node.is_active() {
+                continue;
+            }
+            let result = match expected_mark(&node, only_if) {
+                Ok(mark) => node.activate(mark).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = result {
+                for node in done.iter().rev() {
+                    if let Err(error) = node.inactivate().await {
+                        tracing::error!("{error}");
+                    }
+                }
+                return Err(error);
+            }
+            done.push(node);
+        }
+        drop(drained);
+        Ok(())
+    }
+
+    /// Makes everything durable and gives write ownership of every node up, parents first; all or
+    /// none. Refused while a job or export writes. Afterwards reads go on, writes are refused.
+    ///
+    /// Devices must have been stopped: their requests that wait would be refused too.
+    pub async fn inactivate_all(&self) -> Result<()> {
+        for backend in self.backends() {
+            let writes = backend.edge().perms().needs.contains(Perms::WRITE);
+            if writes && backend.kind() != BackendKind::Device {
+                let (who, node) = (backend.0.describe(), backend.node());
+                let context = format!("{who} still writes to node '{}': end it first", node.name());
+                return Err(Error::new(ErrorKind::Busy, context));
+            }
+        }
+        let drained = self.drain_all(&[]).await;
+        let mut done: Vec<BlockNode> = Vec::new();
+        for node in self.children_first().into_iter().rev() {
+            if !node.is_active() {
+                continue;
+            }
+            let mut result = node.flush().await;
+            if result.is_ok() {
+                result = node.inactivate().await;
+            }
+            if let Err(error) = result {
+                for node in done.iter().rev() {
+                    if let Err(error) = node.activate(None).await {
+                        tracing::error!("{error}");
+                    }
+                }
+                return Err(error);
+            }
+            done.push(node);
+        }
+        drop(drained);
+        Ok(())
+    }
+
+    /// All nodes, each after everything below it.
+    fn children_first(&self) -> Vec<BlockNode> {
+        fn visit(node: &BlockNode, order: &mut Vec<BlockNode>) {
+            if order.iter().any(|other| other.is_same(node)) {
+                return;
+            }
+            for edge in node.children() {
+                visit(&edge.node(), order);
+            }
+            order.push(node.clone());
+        }
+        let mut order = Vec::new();
+        for node in self.nodes() {
+            visit(&node, &mut order);
+        }
+        order
+    }
+}
+
+/// Whether somebody writes to `node` and it has the content itself.
+fn is_written_image(node: &BlockNode) -> bool {
+    node.children().is_empty() && node.perms().needs.contains(Perms::WRITE)
+}
+
+fn expected_mark(node: &BlockNode, only_if: Option<&Generations>) -> Result<Option<u64>> {
+    let Some(marks) = only_if.filter(|_| is_written_image(node)) else { return Ok(None) };
+    match marks.0.get(node.name()) {
+        Some(Some(mark)) => Ok(Some(*mark)),
+        _ => {
+            let name = node.name();
+            let context = format!(
+                "the storage of node '{name}' keeps no generation mark, so nobody can tell whether \
+                 another process has written to it: make sure that none runs, then force it"
+            );
+            Err(Error::new(ErrorKind::OwnershipUnknown, context))
+        }
+    }
+}

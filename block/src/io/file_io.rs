@@ -1,0 +1,132 @@
+//! A file on the disk I/O of this thread: whole transfers, whatever the kernel gives at once.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+
+use super::{OpenFile, Verb};
+use crate::buf::IoBuf;
+use crate::executor::Executor;
+use crate::sys::{self, Way};
+
+/// Longest transfer that is made right here, bytes: about what a wake-up of another thread costs.
+const INLINE_LIMIT: usize = 256 << 10;
+
+/// An open file with the executor that does its I/O.
+pub(crate) struct FileIo {
+    executor: Executor,
+    file: Rc<OpenFile>,
+    /// The content is in memory, so that system calls never wait for a device. A ring would hand
+    /// each request to another thread there (tmpfs has no asynchronous path), which costs more
+    /// than copying the bytes.
+    in_memory: bool,
+}
+
+impl FileIo {
+    pub(crate) fn new(executor: Executor, file: std::fs::File) -> FileIo {
+        let in_memory = sys::is_tmpfs(file.as_fd());
+        FileIo { executor, file: OpenFile::new(file), in_memory }
+    }
+
+    pub(crate) fn file(&self) -> &Rc<OpenFile> {
+        &self.file
+    }
+
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// Fills the buffer; what lies behind the end of the file reads as zeroes.
+    pub(crate) async fn read(&self, at: u64, into: IoBuf) -> io::Result<()> {
+        let (mut at, mut rest) = (at, into);
+        while !rest.is_empty() {
+            let done = self.transfer(Way::Read, at, &rest, false).await?;
+            if done == 0 {
+                rest.fill_zero();
+                break;
+            }
+            at += done as u64;
+            rest = rest.slice(done..rest.len());
+        }
+        Ok(())
+    }
+
+    /// Writes the buffer, durably if asked.
+    pub(crate) async fn write(&self, at: u64, from: IoBuf, durable: bool) -> io::Result<()> {
+        let (mut at, mut rest) = (at, from);
+        while !rest.is_empty() {
+            let done = self.transfer(Way::Write, at, &rest, durable).await?;
+            if done == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            at += done as u64;
+            rest = rest.slice(done..rest.len());
+        }
+        Ok(())
+    }
+
+    /// One attempt; how many bytes.
+    async fn transfer(&self, way: Way, at: u64, buf: &IoBuf, durable: bool) -> io::Result<usize> {
+        if self.in_memory && buf.len() <= INLINE_LIMIT {
+            // Also durable writes: memory is as durable as this file gets.
+            return self.transfer_here(way, at, buf);
+        }
+        let verb = || Verb::Transfer { way, at, buf: buf.clone(), durable };
+        let count = self.request(verb).await?;
+        Ok(usize::try_from(count).unwrap_or(0).min(buf.len()))
+    }
+
+    fn transfer_here(&self, way: Way, at: u64, buf: &IoBuf) -> io::Result<usize> {
+        loop {
+            match sys::transfer(way, self.file.as_fd(), buf, at, 0) {
+                Ok(count) => {
+                    let count = usize::try_from(count).unwrap_or(0).min(buf.len());
+                    if way == Way::Read {
+                        buf.slice(0..count).mark_written();
+                    }
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Makes what was written durable.
+    pub(crate) async fn sync(&self) -> io::Result<()> {
+        if self.in_memory {
+            return Ok(());
+        }
+        self.request(|| Verb::Sync).await?;
+        Ok(())
+    }
+
+    /// `fallocate(2)` with `mode`.
+    pub(crate) async fn allocate(&self, mode: i32, at: u64, len: u64) -> io::Result<()> {
+        self.request(|| Verb::Allocate { mode, at, len }).await?;
+        Ok(())
+    }
+
+    /// Runs a function on the file that may block, elsewhere.
+    pub(crate) async fn blocking<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> io::Result<R> + Send + 'static,
+    ) -> io::Result<R> {
+        let own = self.file.as_fd().try_clone_to_owned()?;
+        self.executor.engine().blocking(move || call(own.as_fd())).await
+    }
+
+    async fn request(&self, verb: impl Fn() -> Verb) -> io::Result<u32> {
+        loop {
+            let result = self.executor.engine().start(&self.file, verb()).await;
+            match u32::try_from(result) {
+                Ok(count) => return Ok(count),
+                // A signal or a full kernel queue is no answer: ask again.
+                Err(_) if result == -libc::EINTR || result == -libc::EAGAIN => {
+                    self.executor.yield_now().await;
+                }
+                Err(_) => return Err(io::Error::from_raw_os_error(-result)),
+            }
+        }
+    }
+}

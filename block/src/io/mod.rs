@@ -1,0 +1,166 @@
+//! Disk requests of one thread: io_uring where the kernel lets us, else a pool of threads.
+//!
+//! A request in flight owns its buffer and its open file until the kernel is done with both.
+//! Dropping the future that waits for it only detaches it.
+
+mod file_io;
+mod op;
+mod pool;
+mod ring;
+
+use std::cell::{Cell, OnceCell};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::rc::Rc;
+
+use serde::Deserialize;
+
+use crate::buf::IoBuf;
+use crate::executor::Remote;
+use crate::notify::Notify;
+use crate::sys::Way;
+
+pub(crate) use file_io::FileIo;
+
+use op::{Op, OpTable};
+use pool::Pool;
+use ring::Ring;
+
+/// How disk requests are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RingChoice {
+    /// io_uring, or threads where the host refuses it.
+    #[default]
+    Auto,
+    /// Always threads.
+    ThreadPool,
+}
+
+/// A file that requests may be in flight on, even after everybody else has dropped it.
+pub(crate) struct OpenFile {
+    file: File,
+    in_flight: Cell<usize>,
+    idle: Notify,
+}
+
+impl OpenFile {
+    pub(crate) fn new(file: File) -> Rc<OpenFile> {
+        Rc::new(OpenFile { file, in_flight: Cell::new(0), idle: Notify::new() })
+    }
+
+    /// Waits until the kernel has finished all requests, those too that nobody waits for any more.
+    pub(crate) async fn quiet(&self) {
+        self.idle.wait_until(|| self.in_flight.get() == 0).await;
+    }
+
+    fn begin(&self) {
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    fn end(&self) {
+        self.in_flight.set(self.in_flight.get() - 1);
+        if self.in_flight.get() == 0 {
+            self.idle.notify_all();
+        }
+    }
+}
+
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl AsRawFd for OpenFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// What is asked of the kernel.
+pub(crate) enum Verb {
+    /// Bytes between the file at `at` and the buffer; `durable` writes like `fdatasync`.
+    Transfer { way: Way, at: u64, buf: IoBuf, durable: bool },
+    /// `fdatasync(2)`.
+    Sync,
+    /// `fallocate(2)`.
+    Allocate { mode: i32, at: u64, len: u64 },
+}
+
+/// The disk I/O of one thread.
+pub(crate) struct Engine {
+    /// Does everything without a ring, and with one what rings cannot do. Dropped before the ring,
+    /// which waits until no request is left.
+    pool: OnceCell<Pool>,
+    ring: Option<Ring>,
+    table: Rc<OpTable>,
+    remote: Remote,
+}
+
+impl Engine {
+    pub(crate) fn new(choice: RingChoice, remote: Remote) -> Engine {
+        let table = Rc::new(OpTable::default());
+        let ring = match choice {
+            RingChoice::ThreadPool => None,
+            RingChoice::Auto => match Ring::new(Rc::clone(&table)) {
+                Ok(ring) => Some(ring),
+                Err(error) => {
+                    tracing::info!("io_uring is not to be had ({error}): using threads");
+                    None
+                }
+            },
+        };
+        Engine { pool: OnceCell::new(), ring, table, remote }
+    }
+
+    /// What becomes readable when completions arrive.
+    pub(crate) fn ring_fd(&self) -> Option<RawFd> {
+        self.ring.as_ref().map(Ring::fd)
+    }
+
+    /// Starts a request; the result is what the system call answers.
+    pub(crate) fn start(&self, file: &Rc<OpenFile>, verb: Verb) -> Op {
+        match &self.ring {
+            Some(ring) => ring.start(file, verb),
+            None => self.pool().start(file, verb),
+        }
+    }
+
+    /// Runs a function that may block, elsewhere.
+    pub(crate) async fn blocking<R: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> io::Result<R> + Send + 'static,
+    ) -> io::Result<R> {
+        self.pool().call(call).await
+    }
+
+    /// Hands queued requests to the kernel and collects what is done; whether there was anything.
+    pub(crate) fn turn(&self) -> bool {
+        let mut worked = self.ring.as_ref().is_some_and(Ring::turn);
+        if let Some(pool) = self.pool.get() {
+            worked |= pool.collect();
+        }
+        worked
+    }
+
+    /// Whether requests are under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.table.waiting() != 0
+    }
+
+    /// Whether [`turn`](Engine::turn) would find completions.
+    pub(crate) fn has_completions(&self) -> bool {
+        self.ring.as_ref().is_some_and(Ring::has_completions)
+            || self.pool.get().is_some_and(Pool::has_completions)
+    }
+
+    fn pool(&self) -> &Pool {
+        self.pool.get_or_init(|| Pool::new(Rc::clone(&self.table), self.remote.clone()))
+    }
+}
+
+#[cfg(test)]
+#[path = "../io_tests.rs"]
+mod tests;

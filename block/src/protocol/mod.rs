@@ -1,0 +1,4 @@
+//! Drivers at the bottom of a graph: what reaches storage.
+
+pub mod file;
+pub mod null;
