@@ -160,6 +160,7 @@ fn check(kit: &Kit, disk: &Path, acknowledged: u64) -> Result<()> {
     ensure!(whole >= acknowledged, "{whole} records on disk, {acknowledged} acknowledged");
     kit.out.fact("acknowledged", acknowledged);
     kit.out.fact("verified", whole);
+    kit.out.fact("e2fsck", "clean");
     Ok(())
 }
 
