@@ -38,18 +38,18 @@ impl Canceller {
         Ok(Canceller(Arc::new(Inner { state: AtomicU8::new(GOING), alarm, ring })))
     }
 
-    /// Cancels. Succeeds also when it was cancelled before, and when the migration is over. Fails once
-    /// the disks are being handed over: from then on only the destination's answer decides.
-    pub fn cancel(&self) -> Result<()> {
+    /// Cancels; `true` means that this call did it, `false` that it was cancelled before or is over.
+    /// Fails once the disks are being handed over: from then on only the destination's answer decides.
+    pub fn cancel(&self) -> Result<bool> {
         match self.0.state.compare_exchange(GOING, CANCELLED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {
                 // One byte in an empty pipe cannot fail for lack of room.
                 if let Err(error) = (&self.0.ring).write_all(&[0]) {
                     tracing::warn!("waking the migration thread to cancel: {error}");
                 }
-                Ok(())
+                Ok(true)
             }
-            Err(CANCELLED | OVER) => Ok(()),
+            Err(CANCELLED | OVER) => Ok(false),
             Err(_committed) => Err(Error::new(
                 ErrorKind::InvalidArgument,
                 "The migration can no longer be cancelled: the disks are being handed over to the \
@@ -91,9 +91,9 @@ impl Canceller {
         self.0.state.store(OVER, Ordering::Release);
     }
 
-    /// What waits must listen to. Not after the commit point: what happens then must not be disturbed.
-    pub(crate) fn alarm(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.0.alarm.as_fd())
+    /// What every wait must also poll: readable for ever once cancelled.
+    pub(crate) fn alarm(&self) -> BorrowedFd<'_> {
+        self.0.alarm.as_fd()
     }
 }
 

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::ram::PAGE_SIZE;
 
 /// First bytes of every connection. Never changes.
 pub const MAGIC: [u8; 8] = *b"ferrymig";
@@ -152,6 +153,23 @@ impl Facts {
             )));
         }
         Ok(())
+    }
+
+    /// Do these facts tell the truth about the memory that is going to be moved?
+    pub(crate) fn matches_memory(&self, layout: &[MemoryRange]) -> Result<()> {
+        if self.memory == layout && u64::from(self.page_size) == PAGE_SIZE {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Machine,
+            format!(
+                "the machine describes its memory as {} in pages of {}, but maps {} in pages of \
+                 {PAGE_SIZE}",
+                memory_text(&self.memory),
+                self.page_size,
+                memory_text(layout)
+            ),
+        ))
     }
 
     /// Can a guest of `source` run on `destination`? The error lists every difference with both

@@ -1,6 +1,6 @@
 //! What a virtual machine must offer to be moved: the traits that the monitor implements.
 //!
-//! `source::run` and `dest::run` call them, one call at a
+//! [`source::run`](crate::source::run()) and [`dest::run`](crate::dest::run()) call them, one call at a
 //! time, from the one thread that runs the migration, and decide alone what comes next. Every call may
 //! block; none is ever repeated after it succeeded.
 

@@ -247,6 +247,11 @@ impl Section {
         Ok(())
     }
 
+    /// Bytes of the wire form.
+    pub fn encoded_len(&self) -> usize {
+        16 + self.kind.len() + self.instance.len() + self.payload.len()
+    }
+
     /// Appends the wire form.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
         self.check_limits()?;

@@ -90,7 +90,7 @@ pub struct RamStats {
 /// Where the downtime went, in microseconds, in the order of the phases. The source learns the
 /// destination's figures with its answers, and the destination the source's with Commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", default)]
 pub struct Phases {
     /// Source: stopping vCPUs, draining devices, flushing disks.
     pub stop: u64,

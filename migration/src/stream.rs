@@ -70,7 +70,7 @@ pub const MAX_PAGES_LEN: u32 = 4 << 20;
 pub const MAX_RUNS: usize = 1000;
 /// Bytes of one run in a frame body.
 pub const RUN_LEN: usize = 12;
-/// Longest text of a Failed or Refused frame; what is longer is cut.
+/// Longest text of a Failed, Refused or Cancel frame; what is longer is cut.
 pub const MAX_TEXT_LEN: usize = 16 << 10;
 
 /// What a frame is.
@@ -91,7 +91,7 @@ pub enum Kind {
     StateEnd = 0x06,
     /// The source has given the disks up, CBOR.
     Commit = 0x07,
-    /// The user cancelled; no body.
+    /// The source gave up before Commit, or its user did: a text.
     Cancel = 0x08,
     /// The destination's [`Facts`](crate::handshake::Facts), CBOR: it fits.
     Welcome = 0x81,
@@ -139,8 +139,7 @@ impl Kind {
             Kind::State => MAX_PAYLOAD_LEN + MAX_KIND_LEN + MAX_INSTANCE_LEN + 64,
             Kind::RoundEnd | Kind::RoundDone => 8,
             Kind::StateEnd | Kind::Commit | Kind::Prepared | Kind::Running => 4 << 10,
-            Kind::Refused | Kind::Failed => MAX_TEXT_LEN,
-            Kind::Cancel => 0,
+            Kind::Refused | Kind::Failed | Kind::Cancel => MAX_TEXT_LEN,
         }
     }
 
@@ -249,8 +248,19 @@ impl Framed {
         self.stream.has_input()
     }
 
-    /// Cuts the connection.
-    pub(crate) fn close(&self) {
+    /// Changes how long a write may stand still before the peer counts as hung.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.stream.set_patience(patience);
+    }
+
+    /// Says why we leave, if that can be said without waiting, and cuts the connection.
+    pub(crate) fn hang_up(&mut self, last_words: Option<(Kind, &str)>) {
+        self.stream.set_patience(Duration::ZERO);
+        if let Some((kind, text)) = last_words
+            && let Err(error) = self.send_text(kind, text)
+        {
+            tracing::debug!("the peer was not told why: {}", error.report());
+        }
         self.stream.close();
     }
 

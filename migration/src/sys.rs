@@ -32,10 +32,6 @@ impl<'a> Piece<'a> {
     pub(crate) fn guest(slice: GuestSlice<'a>) -> Piece<'a> {
         Piece(libc::iovec { iov_base: slice.start().cast(), iov_len: slice.len() }, PhantomData)
     }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.iov_len
-    }
 }
 
 impl<'a> PieceMut<'a> {
@@ -46,10 +42,6 @@ impl<'a> PieceMut<'a> {
 
     pub(crate) fn guest(slice: GuestSlice<'a>) -> PieceMut<'a> {
         PieceMut(libc::iovec { iov_base: slice.start().cast(), iov_len: slice.len() }, PhantomData)
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.iov_len
     }
 }
 

@@ -234,11 +234,13 @@ fn remove_stale(path: &Path) {
 pub struct Stream {
     fd: OwnedFd,
     cancel: Canceller,
+    /// How long a write may stand still.
+    patience: Duration,
 }
 
 impl Stream {
     fn new(fd: OwnedFd, cancel: Canceller, tcp: bool) -> Result<Stream> {
-        let stream = Stream { fd, cancel };
+        let stream = Stream { fd, cancel, patience: STALL_TIMEOUT };
         if tcp {
             stream.tune_tcp()
         } else {
@@ -278,6 +280,11 @@ impl Stream {
         }
     }
 
+    /// Changes how long a write may stand still before the peer counts as hung.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// Writes all of `pieces`; an error means that the kernel did not take all of them.
     pub(crate) fn write_all(&mut self, mut pieces: &mut [Piece<'_>]) -> Result<()> {
         pieces = sys::advance(pieces, 0);
@@ -285,7 +292,7 @@ impl Stream {
             match sys::send(self.fd.as_fd(), pieces) {
                 Ok(sent) => pieces = sys::advance(pieces, sent),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(Want::Write, STALL_TIMEOUT)
+                    self.wait(Want::Write, self.patience)
                         .map_err(|e| e.within("Unable to write to socket"))?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -346,7 +353,7 @@ impl Stream {
 fn wait(fd: BorrowedFd<'_>, want: Want, cancel: &Canceller, timeout: Duration) -> Result<()> {
     cancel.check()?;
     let limit = (timeout != Duration::MAX).then_some(timeout);
-    match sys::wait(fd, want, cancel.alarm(), limit) {
+    match sys::wait(fd, want, Some(cancel.alarm()), limit) {
         Ok(Woken::Ready) => Ok(()),
         Ok(Woken::Interrupted) => cancel.check(),
         Ok(Woken::TimedOut) => Err(Error::new(

@@ -1,5 +1,7 @@
 //! One round of sending pages.
 
+use std::sync::Arc;
+
 use super::{GuestSlice, PAGE_SIZE, PageBitmap, PageRun, RamMap};
 use crate::error::Result;
 use crate::stream::{Framed, HEADER_LEN, Kind, MAX_RUNS, RUN_LEN};
@@ -29,8 +31,8 @@ impl Sent {
 
 /// Sends pages, and remembers which of them hold something at the destination.
 #[derive(Debug)]
-pub(crate) struct Sender<'a> {
-    map: &'a RamMap,
+pub(crate) struct Sender {
+    map: Arc<RamMap>,
     /// Pages whose last sent content was not zero: only these need to be named when they become zero.
     filled: PageBitmap,
 }
@@ -43,9 +45,10 @@ struct Batch<'a> {
     bytes: u64,
 }
 
-impl<'a> Sender<'a> {
-    pub(crate) fn new(map: &'a RamMap) -> Sender<'a> {
-        Sender { map, filled: map.bitmap() }
+impl Sender {
+    pub(crate) fn new(map: Arc<RamMap>) -> Sender {
+        let filled = map.bitmap();
+        Sender { map, filled }
     }
 
     /// Sends every page of `pages`. `after_batch` is called whenever a frame's worth went out, with what
@@ -56,11 +59,12 @@ impl<'a> Sender<'a> {
         pages: &PageBitmap,
         mut after_batch: impl FnMut(&mut Framed, Sent) -> Result<()>,
     ) -> Result<()> {
+        let map = Arc::clone(&self.map);
         let mut full = Batch::default();
         let mut zero = Batch::default();
         let mut sent = Sent::default();
         for run in pages.runs() {
-            for mut rest in self.map.split(run) {
+            for mut rest in map.split(run) {
                 while rest.count > 0 {
                     let (part, is_zero) = self.take_part(&mut rest)?;
                     if is_zero {
@@ -70,7 +74,7 @@ impl<'a> Sender<'a> {
                         sent.normal += part.count;
                         self.filled.set_run(part);
                         full.push(part);
-                        full.slices.push(self.map.slice(part)?);
+                        full.slices.push(map.slice(part)?);
                     }
                     if full.is_full() || zero.is_full() {
                         sent.bytes += full.flush(framed, Kind::Pages)?;

@@ -118,12 +118,18 @@ impl Sections {
     }
 
     /// Reads sections until the bytes end.
-    pub fn decode(mut bytes: &[u8]) -> Result<Sections> {
+    pub fn decode(bytes: &[u8]) -> Result<Sections> {
         let mut sections = Sections::new();
-        while !bytes.is_empty() {
-            sections.put(Section::decode(&mut bytes)?)?;
-        }
+        sections.append(bytes)?;
         Ok(sections)
+    }
+
+    /// Reads sections until the bytes end, and adds them.
+    pub fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            self.put(Section::decode(&mut bytes)?)?;
+        }
+        Ok(())
     }
 
     fn position(&self, kind: &str, instance: &str) -> Option<usize> {
