@@ -19,17 +19,21 @@ mod driver;
 mod edge;
 mod error;
 mod executor;
+pub mod filter;
 pub mod format;
 mod graph;
 mod handle;
 mod io;
 mod io_thread;
+pub mod job;
 mod node;
 mod notify;
 mod open;
 pub mod protocol;
 mod ranges;
 mod sys;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod thread;
 
 pub use backend::{BackendId, BackendKind, BlockBackend, Pass};

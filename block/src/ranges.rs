@@ -49,6 +49,33 @@ impl RangeLocks {
         guard
     }
 
+    /// Takes `range` alone, if nobody holds or waits for any of it. Nothing is not taken.
+    pub fn try_lock(&self, range: Range<u64>) -> Option<RangeGuard> {
+        if range.is_empty() || self.overlaps(&range) {
+            return None;
+        }
+        let ticket = self.0.arrivals.get();
+        self.0.arrivals.set(ticket + 1);
+        self.0.held.borrow_mut().push(Held { ticket, range, exclusive: true });
+        Some(RangeGuard { locks: self.clone(), ticket })
+    }
+
+    /// The first part of `range` that nobody holds or waits for; empty if there is none.
+    pub fn free_part(&self, range: Range<u64>) -> Range<u64> {
+        let held = self.0.held.borrow();
+        let Range { mut start, mut end } = range;
+        // Each round steps over one holder at least, so this ends.
+        while let Some(blocker) =
+            held.iter().find(|held| held.range.contains(&start) && start < end)
+        {
+            start = blocker.range.end;
+        }
+        for other in held.iter().filter(|held| held.range.start >= start) {
+            end = end.min(other.range.start);
+        }
+        start..end.max(start)
+    }
+
     /// Whether a holder or waiter overlaps `range`.
     pub fn overlaps(&self, range: &Range<u64>) -> bool {
         self.conflicts(range, true, u64::MAX)

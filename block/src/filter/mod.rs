@@ -1,0 +1,3 @@
+//! Filters: nodes that pass everything on to another and do something besides.
+
+pub(crate) mod mirror_top;

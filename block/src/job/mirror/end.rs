@@ -1,0 +1,150 @@
+//! How a mirror ends: the target takes the source's place, or everything is as it was before.
+
+use std::rc::Rc;
+
+use super::MirrorJob;
+use super::state::Mirror;
+use crate::edge::{ChildRole, EdgePerms};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{BlockGraph, Drained, Edit};
+use crate::job::registry::invalid;
+use crate::job::{JobHooks, Settle};
+use crate::node::BlockNode;
+
+/// A cancelled job waits so long (ns) for its operations to come back. Those that do not (a dead server) keep
+/// their target in use until they do.
+const PATIENCE_NS: u64 = 1_000_000_000;
+
+impl MirrorJob {
+    /// The end of the job. When `run` has returned, both sides are equal, the target is durable and nobody
+    /// can change the source until the gates open again.
+    pub(super) async fn end(mut self, how: Settle) -> Result<()> {
+        let drained = match self.drained.take() {
+            Some(drained) if how != Settle::Abandon => drained,
+            _ => {
+                self.give_up().await;
+                self.drain_source().await
+            }
+        };
+        self.mirror.over.set(true);
+        self.mirror.source.node().detach_bitmap(&self.mirror.bitmap);
+        let mut outcome = Ok(());
+        if how == Settle::Complete {
+            outcome = self.pivot(&drained);
+        }
+        if how != Settle::Complete || outcome.is_err() {
+            outcome = self.take_filter_out(&drained).and(outcome);
+        }
+        // The filter and the job's roots go first. Then the gates open: to the new node, or the old one.
+        drop(self);
+        drop(drained);
+        outcome
+    }
+
+    /// Stops all work, and waits for what is under way as long as that makes sense.
+    async fn give_up(&self) {
+        let (mirror, ctx) = (&self.mirror, &self.mirror.ctx);
+        mirror.over.set(true);
+        let patience = ctx.now().saturating_add(PATIENCE_NS);
+        ctx.wait_before(patience, || mirror.ops.get() == 0).await;
+    }
+
+    /// Puts the target in the place of the source (or of what the user named) and takes the filter out, in
+    /// one step.
+    fn pivot(&self, drained: &Drained) -> Result<()> {
+        let mirror = &self.mirror;
+        let (source, target) = (mirror.source.node(), mirror.target.node());
+        let replaced = match &mirror.options.replaces {
+            Some(name) => node_to_replace(&self.graph, &source, &target, name)?,
+            None => source.clone(),
+        };
+        let edit = self.let_go();
+        let edit = if replaced.is_same(&source) {
+            edit.replace(&self.filter, &target, &[])
+        } else {
+            edit.replace(&replaced, &target, &[]).replace(&self.filter, &source, &[])
+        };
+        self.graph.apply(&edit, drained)
+    }
+
+    /// Puts the source back where the filter is.
+    fn take_filter_out(&self, drained: &Drained) -> Result<()> {
+        let edit = self.let_go().replace(&self.filter, &self.mirror.source.node(), &[]);
+        self.graph.apply(&edit, drained)
+    }
+
+    /// The job's roots ask for nothing any more.
+    fn let_go(&self) -> Edit {
+        let idle = EdgePerms::IDLE;
+        Edit::new().set_perms(&self.mirror.target, idle).set_perms(&self.mirror.source, idle)
+    }
+}
+
+/// The lowest node whose users the end of the job moves: draining it drains them all.
+pub(super) fn lowest_replaced(graph: &BlockGraph, mirror: &Mirror) -> BlockNode {
+    let named = mirror.options.replaces.as_deref().and_then(|name| graph.node(name));
+    named.unwrap_or_else(|| mirror.source.node())
+}
+
+/// The node called `name`, if `target` can take its place: it must show what `source` shows, so that
+/// nobody above sees anything change.
+pub(super) fn node_to_replace(
+    graph: &BlockGraph,
+    source: &BlockNode,
+    target: &BlockNode,
+    name: &str,
+) -> Result<BlockNode> {
+    let node = graph.node(name).ok_or_else(|| {
+        let text = format!("Failed to find node with node-name='{name}'");
+        Error::new(ErrorKind::NotFound, text)
+    })?;
+    if !shows(source, &node) {
+        return Err(invalid(format!(
+            "Cannot replace '{name}' by a node mirrored from '{}', because it cannot be guaranteed \
+             that doing so would not lead to an abrupt change of visible data",
+            source.name()
+        )));
+    }
+    if node.len() != target.len() {
+        return Err(invalid("cannot replace image with a mirror image of different size"));
+    }
+    Ok(node)
+}
+
+/// Whether `top` shows what `node` holds: it is `node`, or filters lead from it to `node`.
+fn shows(top: &BlockNode, node: &BlockNode) -> bool {
+    top.is_same(node)
+        || top
+            .children()
+            .iter()
+            .any(|edge| edge.role() == ChildRole::Filtered && shows(&edge.node(), node))
+}
+
+/// What the registry asks the job.
+pub(super) struct Hooks {
+    graph: BlockGraph,
+    mirror: Rc<Mirror>,
+}
+
+impl Hooks {
+    pub(super) fn new(graph: BlockGraph, mirror: Rc<Mirror>) -> Hooks {
+        Hooks { graph, mirror }
+    }
+}
+
+impl JobHooks for Hooks {
+    fn before_complete(&self) -> Result<()> {
+        let Some(name) = &self.mirror.options.replaces else { return Ok(()) };
+        match self.graph.node(name) {
+            Some(_) => Ok(()),
+            None => {
+                let text = format!("Node name '{name}' not found");
+                Err(Error::new(ErrorKind::NotFound, text))
+            }
+        }
+    }
+
+    fn actively_synced(&self) -> Option<bool> {
+        Some(self.mirror.synced.get())
+    }
+}

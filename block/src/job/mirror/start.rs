@@ -1,0 +1,158 @@
+//! How a mirror starts: everything that can be refused is refused here, before anything changes.
+
+use std::rc::Rc;
+
+use super::options::{MirrorOptions, SyncMode};
+use super::state::{Mirror, Settings};
+use super::{MirrorJob, end};
+use crate::backend::{BackendKind, BlockBackend};
+use crate::bitmap::{MAX_GRANULARITY, MIN_GRANULARITY};
+use crate::edge::{ChildRole, EdgePerms, Parent, Perms};
+use crate::error::{Error, ErrorKind, Result};
+use crate::filter::mirror_top::MirrorTop;
+use crate::graph::{BlockGraph, Edit};
+use crate::job::registry::{checked_speed, invalid};
+use crate::job::{JobCtx, JobKind, JobOptions, JobRegistry};
+use crate::node::{BlockNode, NodeOptions};
+
+/// Granule of targets without clusters, bytes.
+const DEFAULT_GRANULARITY: u64 = 64 << 10;
+
+/// Bytes of buffers that a mirror uses in all by default.
+const DEFAULT_BUF_SIZE: u64 = 16 << 20;
+
+/// The job reads the source, and everybody else may go on with it.
+const SOURCE_PERMS: EdgePerms = EdgePerms { needs: Perms::CONSISTENT_READ, shares: Perms::ALL };
+
+/// The job writes the target, and nobody else may read or write what is not finished.
+const TARGET_PERMS: EdgePerms = EdgePerms { needs: Perms::WRITE, shares: Perms::WRITE_UNCHANGED };
+
+/// Starts a mirror job and returns its id. Its `created` and `running` events are out on return.
+///
+/// # Errors
+/// Whatever is wrong with the arguments or forbids the job, in QEMU's words. Nothing has changed then.
+pub async fn start(graph: &BlockGraph, options: MirrorOptions) -> Result<String> {
+    let source = graph.device_or_node(&options.device)?;
+    if !is_root(&source) || source.format() == "mirror_top" {
+        return Err(invalid("Need a root block node"));
+    }
+    let target = graph.device_or_node(&options.target)?;
+    let settings = check(graph, &options, &source, &target)?;
+    let id = match (&options.job_id, graph.backend(&options.device)) {
+        (Some(id), _) => id.clone(),
+        (None, device) => device.map(|device| device.name().to_owned()).unwrap_or_default(),
+    };
+    let registry = JobRegistry::of(graph);
+    let ctx = registry.create(
+        JobKind::Mirror,
+        JobOptions {
+            id: id.clone(),
+            speed: 0,
+            auto_finalize: options.auto_finalize,
+            auto_dismiss: options.auto_dismiss,
+        },
+    )?;
+    match build(graph, &ctx, options, settings, &source, &target).await {
+        Ok(job) => registry.start(ctx, job),
+        Err(error) => {
+            registry.discard(&ctx);
+            return Err(error);
+        }
+    }
+    Ok(id)
+}
+
+/// What can be refused without trying.
+fn check(
+    graph: &BlockGraph,
+    options: &MirrorOptions,
+    source: &BlockNode,
+    target: &BlockNode,
+) -> Result<Settings> {
+    let granularity = options.granularity;
+    if granularity != 0 && !(MIN_GRANULARITY..=MAX_GRANULARITY).contains(&granularity) {
+        let text = "Parameter 'granularity' expects a value in range [512B, 64MB]";
+        return Err(invalid(text));
+    }
+    if granularity != 0 && !granularity.is_power_of_two() {
+        return Err(invalid("Parameter 'granularity' expects a power of 2"));
+    }
+    for node in [source, target] {
+        if is_in_a_job(node) {
+            let name = node.name();
+            let text =
+                format!("Node '{name}' is busy: block device is in use by block job: mirror");
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+    }
+    if let Some(name) = &options.replaces {
+        end::node_to_replace(graph, source, target, name)?;
+    }
+    if matches!(options.sync, SyncMode::Incremental | SyncMode::Bitmap) {
+        let mode = options.sync.as_str();
+        return Err(invalid(format!("Sync mode '{mode}' not supported")));
+    }
+    let Ok(buf_size) = u64::try_from(options.buf_size) else {
+        return Err(invalid("Invalid parameter 'buf-size'"));
+    };
+    if source.is_same(target) {
+        return Err(invalid("Can't mirror node into itself"));
+    }
+    Ok(Settings {
+        granularity: if granularity == 0 { DEFAULT_GRANULARITY } else { granularity },
+        buf_size: if buf_size == 0 { DEFAULT_BUF_SIZE } else { buf_size },
+    })
+}
+
+/// Puts the job's roots and its filter into the graph, or leaves it as it was.
+async fn build(
+    graph: &BlockGraph,
+    ctx: &JobCtx,
+    options: MirrorOptions,
+    settings: Settings,
+    source: &BlockNode,
+    target: &BlockNode,
+) -> Result<MirrorJob> {
+    ctx.set_speed(checked_speed(options.speed)?);
+    let root = |node: &BlockNode, perms| -> Result<BlockBackend> {
+        graph.add_backend(BackendKind::Job, ctx.id(), node, perms)
+    };
+    let from = root(source, SOURCE_PERMS)?;
+    let to = root(target, TARGET_PERMS)?;
+    let name = options.filter_node_name.clone();
+    let mirror = Rc::new(Mirror::new(ctx.clone(), from, to, settings, options)?);
+    let top = MirrorTop::new(
+        graph.filter_edge(source, ChildRole::Filtered)?,
+        graph.edge(target, ChildRole::Target, EdgePerms::IDLE)?,
+        Rc::clone(&mirror),
+    );
+    // It belongs to its parents, or to the job if it has none, and never to the user.
+    let node_options = NodeOptions {
+        owned: false,
+        active: source.is_active(),
+        read_only: source.is_read_only(),
+        ..NodeOptions::default()
+    };
+    let filter = graph.add(name.as_deref(), top, node_options).await?;
+    let own = [mirror.source.id(), mirror.target.id()];
+    let insert = Edit::new().replace(source, &filter, &own);
+    let drained = graph.drain(source, &own).await;
+    graph.apply(&insert, &drained)?;
+    source.attach_bitmap(Rc::clone(&mirror.bitmap));
+    ctx.set_hooks(Rc::new(end::Hooks::new(graph.clone(), Rc::clone(&mirror))));
+    Ok(MirrorJob { mirror, graph: graph.clone(), filter, drained: None })
+}
+
+/// Whether no other node is over `node`.
+fn is_root(node: &BlockNode) -> bool {
+    let parents = node.0.live_parents();
+    !parents.iter().any(|edge| matches!(*edge.0.parent.borrow(), Parent::Node(_)))
+}
+
+/// Whether a job holds `node`.
+fn is_in_a_job(node: &BlockNode) -> bool {
+    node.0.live_parents().iter().any(|edge| match &*edge.0.parent.borrow() {
+        Parent::Backend(root) => root.upgrade().is_some_and(|root| root.kind == BackendKind::Job),
+        Parent::Node(_) | Parent::None => false,
+    })
+}
