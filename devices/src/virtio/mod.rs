@@ -31,6 +31,8 @@ pub mod features;
 mod guest_buf;
 mod queue;
 mod reply;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 
 pub use queue::{MAX_CHAIN_LEN, MAX_QUEUE_SIZE, QueueError};

@@ -143,22 +143,24 @@ impl Chain {
         self.writable_len = 0;
     }
 
+    /// Adds a buffer; an empty one counts for nothing, wherever it stands.
     fn push(&mut self, descriptor: &Descriptor) -> Result<(), QueueError> {
         let len = descriptor.len();
+        if len == 0 {
+            return Ok(());
+        }
         if descriptor.is_write_only() {
             self.writable_len += u64::from(len);
         } else if self.writable_len > 0 {
             return Err(QueueError::ReadableAfterWritable(self.head));
         } else {
             self.readable_len += u64::from(len);
+            self.readable += 1;
         }
         if self.readable_len + self.writable_len > 1 << 32 {
             return Err(QueueError::BytesTooMany(self.head));
         }
-        if len > 0 {
-            self.segments.push(Segment { addr: descriptor.addr(), len });
-            self.readable += usize::from(!descriptor.is_write_only());
-        }
+        self.segments.push(Segment { addr: descriptor.addr(), len });
         Ok(())
     }
 }

@@ -241,5 +241,5 @@ fn whole_sectors(len: u64) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "../blk_tests.rs"]
+#[path = "blk_tests.rs"]
 mod tests;

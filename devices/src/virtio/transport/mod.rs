@@ -14,27 +14,24 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use ferry_migration::state::{Migrate, Sections};
-use ferry_migration::{Error as StateError, Result as StateResult};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::features::{self, status};
 use super::{DeviceLink, Pending, QueuePosition, QueueSetup, VirtioDevice};
 use crate::GuestMemory;
 use crate::irq::{IrqLine, MsiSink, NotifyBinder};
-use crate::pci::{
-    BarKind, ConfigChange, ConfigSpace, Intx, MsixLayout, MsixTable, PciDevice, PciError,
-    PciIdentity,
-};
+use crate::pci::{ConfigChange, ConfigSpace, Intx, MsixLayout, MsixTable, PciDevice, PciError};
 
+mod capabilities;
 mod common;
 mod interrupt;
+mod migrate;
 pub mod state;
 
 pub use interrupt::Interrupt;
 
-use common::{COMMON_LEN, CommonConfig, DEVICE_STATUS};
-use state::{VirtioPciState, VirtioQueueState};
+use capabilities::{Window, config_space};
+use common::{CommonConfig, DEVICE_STATUS};
 
 const BAR: usize = 0;
 const BAR_LEN: u64 = 0x8000;
@@ -48,15 +45,6 @@ const REGION_LEN: u64 = 0x1000;
 const NOTIFY_MULTIPLIER: u32 = 4;
 /// As many as the MSI-X table has room for, less one for configuration changes.
 const MAX_QUEUES: usize = 255;
-
-/// Vendor-specific capability (PCI 3.0, appendix H).
-const CAPABILITY_VENDOR: u8 = 0x09;
-/// `cfg_type` of the capabilities (section 4.1.4).
-const CFG_COMMON: u8 = 1;
-const CFG_NOTIFY: u8 = 2;
-const CFG_ISR: u8 = 3;
-const CFG_DEVICE: u8 = 4;
-const CFG_PCI: u8 = 5;
 
 /// How long a vCPU that resets a device waits for its requests to end before it goes on and polls. Most
 /// drivers sleep between polls, so that a short wait here makes their resets faster; and some never poll.
@@ -90,8 +78,7 @@ pub struct VirtioPci {
     binder: Arc<dyn NotifyBinder>,
     /// Where the BAR is, while doorbells are bound there.
     bound_at: Option<u64>,
-    /// Offset of the PCI configuration access capability (section 4.1.4.9).
-    window: u16,
+    window: Window,
     /// The driver set `DRIVER_OK`, and the device was told so.
     started: bool,
     /// Set while a reset waits for the device's requests to end.
@@ -343,28 +330,6 @@ impl VirtioPci {
         }
         self.bound_at = base;
     }
-
-    /// The access that the PCI configuration access capability asks for now (section 4.1.4.9): offset in the
-    /// BAR and length, or `None` when the driver asks for nothing that is there.
-    fn window_access(&self) -> Option<(u64, usize)> {
-        let mut capability = [0; 16];
-        self.config.read(self.window, &mut capability);
-        let [_, _, _, _, bar, _, _, _, o0, o1, o2, o3, l0, l1, l2, l3] = capability;
-        let offset = u64::from(u32::from_le_bytes([o0, o1, o2, o3]));
-        let len = u32::from_le_bytes([l0, l1, l2, l3]);
-        let fits = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(u64::from(len));
-        let there = usize::from(bar) == BAR && offset < MSIX_TABLE;
-        (fits && there).then(|| (offset, usize::try_from(len).unwrap_or(0)))
-    }
-
-    fn window_data(&self) -> u16 {
-        self.window + 16
-    }
-
-    fn touches_window(&self, offset: u16, len: usize) -> bool {
-        let (from, data) = (usize::from(offset), usize::from(self.window_data()));
-        from < data + 4 && data < from.saturating_add(len)
-    }
 }
 
 impl PciDevice for VirtioPci {
@@ -377,26 +342,26 @@ impl PciDevice for VirtioPci {
     }
 
     fn config_read(&mut self, offset: u16, data: &mut [u8]) {
-        if self.touches_window(offset, data.len())
-            && let Some((at, len)) = self.window_access()
+        if self.window.is_touched(offset, data.len())
+            && let Some((at, len)) = self.window.access(&self.config)
         {
             let mut bytes = [0; 4];
             let (bytes, _rest) = bytes.split_at_mut(len);
             self.read_bar(at, bytes);
             // The data field lies behind the header, so this moves no BAR.
-            let _unmoved = self.config.write(self.window_data(), bytes);
+            let _unmoved = self.config.write(self.window.data(), bytes);
         }
         self.config.read(offset, data);
     }
 
     fn config_write(&mut self, offset: u16, data: &[u8]) -> ConfigChange {
         let change = self.config.write(offset, data);
-        if self.touches_window(offset, data.len())
-            && let Some((at, len)) = self.window_access()
+        if self.window.is_touched(offset, data.len())
+            && let Some((at, len)) = self.window.access(&self.config)
         {
             let mut bytes = [0; 4];
             let (bytes, _rest) = bytes.split_at_mut(len);
-            self.config.read(self.window_data(), bytes);
+            self.config.read(self.window.data(), bytes);
             self.write_bar(at, bytes);
         }
         change
@@ -424,120 +389,6 @@ impl PciDevice for VirtioPci {
     }
 }
 
-impl Migrate for VirtioPci {
-    fn save(&self, out: &mut Sections) -> StateResult<()> {
-        let Some(positions) = &self.positions else {
-            return Err(StateError::state(format!("virtio device '{}' is not quiesced", self.id)));
-        };
-        let position = |index: u16| positions.iter().find(|position| position.index == index);
-        let queue = |(index, queue): (u16, &common::QueueConfig)| VirtioQueueState {
-            size: queue.size,
-            enabled: queue.enabled,
-            desc: queue.desc,
-            driver: queue.driver,
-            device: queue.device,
-            vector: self.interrupt.queue_vector(index),
-            next_avail: position(index).map_or(0, |position| position.next_avail),
-            next_used: position(index).map_or(0, |position| position.next_used),
-        };
-        let state = VirtioPciState {
-            config: self.config.save(),
-            msix: self.msix.save(),
-            status: self.interrupt.status(),
-            isr: self.interrupt.isr(),
-            generation: self.common.generation,
-            config_vector: self.interrupt.config_vector(),
-            features: self.common.accepted,
-            device_feature_select: self.common.device_feature_select,
-            driver_feature_select: self.common.driver_feature_select,
-            queue_select: self.common.queue_select,
-            queues: (0..).zip(&self.common.queues).map(queue).collect(),
-        };
-        out.save(&self.id, &state)?;
-        self.device.save(&self.id, out)
-    }
-
-    /// The queues stay stopped until [`VirtioPci::resume`].
-    fn restore(&mut self, from: &mut Sections) -> StateResult<()> {
-        let state: VirtioPciState = from.load(&self.id)?;
-        state.check(&self.id, &self.common, self.msix.vector_count(), &self.memory)?;
-        let queues = state.running(&self.common);
-        self.device.restore(&self.id, from, state.features, &queues)?;
-        self.msix.restore(&state.msix)?;
-        self.config.restore(&state.config)?;
-
-        self.interrupt.restore(state.status, state.isr);
-        self.interrupt.set_config_vector(state.config_vector);
-        self.common.accepted = state.features;
-        self.common.generation = state.generation;
-        self.common.device_feature_select = state.device_feature_select;
-        self.common.driver_feature_select = state.driver_feature_select;
-        self.common.queue_select = state.queue_select;
-        let saved = state.queues.iter().zip(&mut self.common.queues);
-        for (index, (saved, queue)) in (0..).zip(saved) {
-            *queue = saved.config(queue.max_size);
-            self.interrupt.set_queue_vector(index, saved.vector);
-        }
-        if state.status & status::FEATURES_OK != 0 {
-            self.device.negotiated(state.features);
-        }
-        self.started = state.status & status::DRIVER_OK != 0;
-        // Nobody waits for this: the device takes its orders one after the other.
-        drop(self.device.quiesce());
-        if !queues.is_empty() {
-            self.device.start(state.features, queues);
-        }
-        Ok(())
-    }
-}
-
-/// Header, BAR and the virtio capabilities. Returns the offset of the configuration access capability.
-fn config_space(device: &dyn VirtioDevice, queues: usize) -> Result<(ConfigSpace, u16), PciError> {
-    const VENDOR: u16 = 0x1af4;
-    // Section 4.1.2.1: 0x1040 plus the device type; revision 1 or more and a subsystem of 0x40 or more keep
-    // legacy drivers away.
-    let id = 0x1040 + device.device_type();
-    let mut config = ConfigSpace::new(PciIdentity {
-        vendor: VENDOR,
-        device: id,
-        revision: 1,
-        class: device.pci_class(),
-        subsystem_vendor: VENDOR,
-        subsystem: id,
-    });
-    config.add_bar(BAR, BarKind::Memory64 { prefetchable: false }, BAR_LEN)?;
-    let notify_len = u32::try_from(queues).unwrap_or(u32::MAX).saturating_mul(NOTIFY_MULTIPLIER);
-    let multiplier = NOTIFY_MULTIPLIER.to_le_bytes();
-    let regions: [(u8, u64, u32, &[u8]); 4] = [
-        (CFG_COMMON, 0, u32::try_from(COMMON_LEN).unwrap_or(0), &[]),
-        (CFG_ISR, ISR, 1, &[]),
-        (CFG_DEVICE, DEVICE, 0x1000, &[]),
-        (CFG_NOTIFY, NOTIFY, notify_len, &multiplier),
-    ];
-    for (kind, offset, len, extra) in regions {
-        config.add_capability(CAPABILITY_VENDOR, &capability(kind, offset, len, extra), &[])?;
-    }
-    // The driver may write bar, offset, length and data (section 4.1.4.9).
-    let mut writable = capability(0, u64::from(u32::MAX), u32::MAX, &[0xff; 4]);
-    let [len, kind, bar, ..] = &mut writable[..] else { return Ok((config, 0)) };
-    (*len, *kind, *bar) = (0, 0, 0xff);
-    let window =
-        config.add_capability(CAPABILITY_VENDOR, &capability(CFG_PCI, 0, 0, &[0; 4]), &writable)?;
-    Ok((config, u16::from(window)))
-}
-
-/// `struct virtio_pci_cap` after its ID and link (section 4.1.4).
-fn capability(kind: u8, offset: u64, len: u32, extra: &[u8]) -> Vec<u8> {
-    let whole = u8::try_from(16 + extra.len()).unwrap_or(u8::MAX);
-    let bar = u8::try_from(BAR).unwrap_or(u8::MAX);
-    let offset = u32::try_from(offset).unwrap_or(u32::MAX);
-    let mut body = vec![whole, kind, bar, 0, 0, 0];
-    body.extend(offset.to_le_bytes());
-    body.extend(len.to_le_bytes());
-    body.extend(extra);
-    body
-}
-
 #[cfg(test)]
-#[path = "../transport_tests.rs"]
+#[path = "transport_tests.rs"]
 mod tests;
