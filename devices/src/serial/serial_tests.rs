@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -350,10 +351,41 @@ fn golden_state() {
     crate::check_golden(&good_state());
 }
 
+/// Both when the pipe can be opened again and when it has to be asked.
 #[test]
 fn a_full_pipe_does_not_block() {
+    for make in [FdSink::new, |fd| FdSink::asking(File::from(fd))] {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut sink = make(OwnedFd::from(writer)).unwrap();
+        let sent = fill(&mut sink);
+        assert!(sent.len() >= 4096);
+        let mut received = vec![0; sent.len()];
+        reader.read_exact(&mut received).unwrap();
+        assert!(received == sent);
+        assert!(sink.write(b"x").is_ok(), "room again");
+        drop(reader);
+        assert_eq!(sink.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+}
+
+#[test]
+fn a_shared_descriptor_stays_blocking() {
     let (mut reader, writer) = io::pipe().unwrap();
+    let mut shared = File::from(OwnedFd::from(writer.try_clone().unwrap()));
     let mut sink = FdSink::new(OwnedFd::from(writer)).unwrap();
+    fill(&mut sink);
+    // Another writer still waits for room, as it would without us.
+    std::thread::scope(|threads| {
+        let blocked = threads.spawn(move || shared.write(&[0; 4096]).is_ok());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!blocked.is_finished());
+        reader.read_exact(&mut [0; 8192]).unwrap();
+        assert!(blocked.join().unwrap());
+    });
+}
+
+/// Writes until there is no room.
+fn fill(sink: &mut FdSink) -> Vec<u8> {
     let mut sent = Vec::new();
     loop {
         let piece = bytes(1000);
@@ -361,33 +393,20 @@ fn a_full_pipe_does_not_block() {
             Ok(taken) => sent.extend(&piece[..taken]),
             Err(error) => {
                 assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-                break;
+                return sent;
             }
         }
     }
-    assert!(sent.len() >= 4096);
-    let mut received = vec![0; sent.len()];
-    reader.read_exact(&mut received).unwrap();
-    assert!(received == sent);
-    assert!(sink.write(b"x").is_ok(), "room again");
-    drop(reader);
-    assert_eq!(sink.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }
 
 #[test]
 fn a_full_socket_does_not_block() {
     let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
     let mut sink = FdSink::new(OwnedFd::from(near)).unwrap();
-    let mut sent = 0;
-    let full = loop {
-        match sink.write(&bytes(1000)) {
-            Ok(taken) => sent += taken,
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
-    let mut received = vec![0; sent];
+    let sent = fill(&mut sink);
+    let mut received = vec![0; sent.len()];
     far.read_exact(&mut received).unwrap();
+    assert!(received == sent);
     assert!(sink.write(b"x").is_ok());
 }
 
