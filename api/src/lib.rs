@@ -1,5 +1,6 @@
 //! ferry's control interface: QMP types, server and client; knows nothing of KVM.
 
+pub mod cli;
 pub mod client;
 pub mod command;
 pub mod error;
