@@ -19,6 +19,9 @@ fn a_shared_line_is_high_while_any_input_is() {
     let level = || wire.0.load(Ordering::SeqCst);
     a.set_level(true);
     a.set_level(true);
+    a.set_level(false);
+    assert!(!level(), "asserting twice is asserting once");
+    a.set_level(true);
     b.set_level(true);
     assert!(level());
     a.set_level(false);
