@@ -99,9 +99,9 @@ impl VirtioBlk {
             let executor = graph.executor().clone();
             let worker = Worker::new(executor.clone(), backend, Arc::clone(&shared));
             executor.spawn(worker.work(orders));
-            Ok((shared, limits))
+            Ok::<_, Error>((shared, limits))
         });
-        let (shared, limits) = made.await?;
+        let (shared, limits) = made.await??;
         let control = BlkControl { shared: Arc::clone(&shared), interrupt: Arc::default() };
         let features = shared.config().features(&limits);
         Ok(Self { shared, limits, mailbox, control, features, parked: Arc::default() })
