@@ -13,12 +13,12 @@ use ferry_api::{
 use serde_json::{Value, json};
 
 /// Size of the fake guest's disk.
-pub const DISK_BYTES: i64 = 64 << 20;
+pub(crate) const DISK_BYTES: i64 = 64 << 20;
 /// What a fake job or migration does in one tick (about a millisecond).
 const TICK_BYTES: i64 = 1 << 20;
 
 #[derive(Default)]
-pub struct FakeMachine {
+pub(crate) struct FakeMachine {
     running: Cell<bool>,
     quit: Cell<bool>,
     nodes: RefCell<Vec<BlockdevOptions>>,
@@ -47,11 +47,11 @@ struct FakeMigration {
 }
 
 impl FakeMachine {
-    pub fn has_quit(&self) -> bool {
+    pub(crate) fn has_quit(&self) -> bool {
         self.quit.get()
     }
 
-    pub fn take_events(&self) -> Vec<EventKind> {
+    pub(crate) fn take_events(&self) -> Vec<EventKind> {
         self.events.take()
     }
 
@@ -60,7 +60,7 @@ impl FakeMachine {
     }
 
     /// Lets a millisecond pass.
-    pub fn tick(&self) {
+    pub(crate) fn tick(&self) {
         self.tick_job();
         self.tick_migration();
     }
@@ -70,7 +70,8 @@ impl FakeMachine {
         let Some(job) = slot.as_mut().filter(|job| job.status == JobStatus::Running) else {
             return;
         };
-        job.offset = (job.offset + TICK_BYTES).min(DISK_BYTES);
+        let step = if job.speed > 0 { (job.speed / 1000).min(TICK_BYTES) } else { TICK_BYTES };
+        job.offset = (job.offset + step).min(DISK_BYTES);
         if job.fail && job.offset > DISK_BYTES / 2 {
             self.status(&job.id, JobStatus::Aborting);
             let error = Some("No space left on device".to_owned());
@@ -234,7 +235,15 @@ impl FakeMachine {
         let id = arguments.job_id.unwrap_or(arguments.device);
         self.status(&id, JobStatus::Created);
         self.status(&id, JobStatus::Running);
-        let (speed, fail) = (arguments.speed.unwrap_or(0), arguments.target.contains("fail"));
+        let speed = arguments.speed.unwrap_or(0);
+        let named = |o: &&BlockdevOptions| o.node_name.as_ref() == Some(&arguments.target);
+        // A target whose file has "fail" in its name runs full halfway.
+        let fail = self
+            .nodes
+            .borrow()
+            .iter()
+            .find(named)
+            .is_some_and(|options| serde_json::to_string(options).unwrap().contains("fail"));
         let (status, target, offset) = (JobStatus::Running, arguments.target, 0);
         *self.job.borrow_mut() = Some(FakeJob { id, target, status, offset, speed, fail });
         Ok(json!({}))

@@ -2,11 +2,10 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-pub mod machine;
+pub(crate) mod machine;
 
 use std::{
-    collections::BTreeMap,
-    future::Future,
+    collections::{BTreeMap, VecDeque},
     io::{self, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
@@ -28,7 +27,7 @@ use ferry_api::{
 use self::machine::FakeMachine;
 
 /// A server in a thread of its own, until it is dropped.
-pub struct FakeServer {
+pub(crate) struct FakeServer {
     path: PathBuf,
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
@@ -36,11 +35,11 @@ pub struct FakeServer {
 }
 
 impl FakeServer {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with_limits(Limits::default())
     }
 
-    pub fn with_limits(limits: Limits) -> Self {
+    pub(crate) fn with_limits(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qmp.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -54,7 +53,7 @@ impl FakeServer {
         FakeServer { path, stop, thread: Some(thread), _dir: dir }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -135,8 +134,11 @@ impl Driver {
         }
     }
 
+    /// Carries out what a session wants, and what it wants next because of that. A loop, for one
+    /// chunk of input may hold thousands of commands.
     fn act(&mut self, client: ClientId, actions: Vec<SessionAction>) {
-        for SessionAction::Execute { token, command } in actions {
+        let mut todo = VecDeque::from(actions);
+        while let Some(SessionAction::Execute { token, command }) = todo.pop_front() {
             let mut future = Rc::clone(&self.machine).execute(command);
             let mut context = Context::from_waker(Waker::noop());
             let Poll::Ready(result) = future.as_mut().poll(&mut context) else {
@@ -144,8 +146,7 @@ impl Driver {
             };
             self.broadcast();
             let Some(session) = self.server.session(client) else { return };
-            let more = session.reply(token, result);
-            self.act(client, more);
+            todo.extend(session.reply(token, result));
         }
     }
 
