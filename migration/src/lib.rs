@@ -21,3 +21,6 @@ pub mod transport;
 pub use cancel::Canceller;
 pub use error::{Error, ErrorKind, Result};
 pub use session::Session;
+
+#[cfg(test)]
+mod handover_tests;
