@@ -147,16 +147,16 @@ impl TryFrom<RunArgs> for Config {
 
     fn try_from(args: RunArgs) -> Result<Config> {
         if args.kernel.is_none() && args.incoming.is_none() {
-            return Err(Error::config("no kernel: give --kernel FILE, or --incoming to receive a guest"));
+            return Err(Error::usage("no kernel: give --kernel FILE, or --incoming to receive a guest"));
         }
         if args.initrd.is_some() && args.kernel.is_none() {
-            return Err(Error::config("--initrd needs --kernel"));
+            return Err(Error::usage("--initrd needs --kernel"));
         }
         if args.cpus == 0 || args.cpus > CPUS_MAX {
-            return Err(Error::config(format!("--cpus {}: give 1 to {CPUS_MAX}", args.cpus)));
+            return Err(Error::usage(format!("--cpus {}: give 1 to {CPUS_MAX}", args.cpus)));
         }
         if args.cmdline.contains('\0') {
-            return Err(Error::config("--cmdline must not contain a NUL character"));
+            return Err(Error::usage("--cmdline must not contain a NUL character"));
         }
         let mut disks = Vec::with_capacity(args.disks.len());
         for (index, text) in args.disks.iter().enumerate() {
@@ -164,7 +164,7 @@ impl TryFrom<RunArgs> for Config {
         }
         for (index, disk) in disks.iter().enumerate() {
             if disks[..index].iter().any(|other| other.id == disk.id) {
-                return Err(Error::config(format!("two disks have the id '{}'", disk.id)));
+                return Err(Error::usage(format!("two disks have the id '{}'", disk.id)));
             }
         }
         Ok(Config {
@@ -193,7 +193,7 @@ impl FromStr for SerialConfig {
             Some(("socket", path)) if !path.is_empty() => Ok(SerialConfig::Socket(path.into())),
             None if text == "stdio" => Ok(SerialConfig::Stdio),
             None if text == "none" => Ok(SerialConfig::None),
-            _ => Err(Error::config(format!(
+            _ => Err(Error::usage(format!(
                 "--serial {text}: give stdio, file=PATH, socket=PATH or none"
             ))),
         }
@@ -205,14 +205,14 @@ fn parse_qmp(text: &str) -> Result<PathBuf> {
     // QEMU's spelling has options after the path; a server that does not wait is all that we do.
     let path = path.split(',').next().unwrap_or_default();
     if path.is_empty() || text.starts_with("tcp:") {
-        return Err(Error::config(format!("--qmp {text}: give unix:PATH")));
+        return Err(Error::usage(format!("--qmp {text}: give unix:PATH")));
     }
     Ok(path.into())
 }
 
 /// Parse a size: digits and an optional letter; MiB when there is none. At least 4 MiB, in whole MiB.
 fn parse_memory(text: &str) -> Result<u64> {
-    let bad = || Error::config(format!("--memory {text}: give a size such as 512M or 2G"));
+    let bad = || Error::usage(format!("--memory {text}: give a size such as 512M or 2G"));
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text[digits.len()..].to_ascii_uppercase().as_str() {
         "K" | "KIB" => 1 << 10,
@@ -224,13 +224,13 @@ fn parse_memory(text: &str) -> Result<u64> {
     let number: u64 = digits.parse().map_err(|_not_a_number| bad())?;
     let bytes = number.checked_mul(unit).ok_or_else(bad)?;
     if bytes < MEMORY_MIN {
-        return Err(Error::config(format!(
+        return Err(Error::usage(format!(
             "--memory {text}: too little memory, give at least {}M",
             MEMORY_MIN / MIB
         )));
     }
     if bytes > MEMORY_MAX || bytes % MIB != 0 {
-        return Err(Error::config(format!(
+        return Err(Error::usage(format!(
             "--memory {text}: give whole MiB, at most {}G",
             MEMORY_MAX >> 30
         )));
@@ -258,12 +258,12 @@ fn parse_switch(disk: &str, key: &str, value: &str) -> Result<bool> {
     match value {
         "on" | "yes" | "true" => Ok(true),
         "off" | "no" | "false" => Ok(false),
-        _ => Err(Error::config(format!("--disk {disk}: {key}={value}: give on or off"))),
+        _ => Err(Error::usage(format!("--disk {disk}: {key}={value}: give on or off"))),
     }
 }
 
 fn parse_disk(text: &str, index: usize) -> Result<DiskConfig> {
-    let wrong = |what: String| Error::config(format!("--disk {text}: {what}"));
+    let wrong = |what: String| Error::usage(format!("--disk {text}: {what}"));
     let mut disk = DiskConfig {
         path: PathBuf::new(),
         format: "raw".to_owned(),

@@ -2,13 +2,17 @@
 
 use std::error::Error as StdError;
 
+use crate::lifecycle::BadTransition;
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What sort of trouble an [`Error`] is; decides the exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The command line or a file that it names is wrong: nothing was started.
+    /// The command line is wrong: nothing was started.
+    Usage,
+    /// A file that the command line names cannot be used: nothing was started.
     Config,
     /// The host refuses something that a machine needs (KVM, memory, threads).
     Host,
@@ -43,7 +47,12 @@ impl Error {
         Error { kind, context: context.into(), source: Some(source.into()) }
     }
 
-    /// A wrong command line or file.
+    /// A wrong command line.
+    pub fn usage(context: impl Into<String>) -> Error {
+        Error::new(ErrorKind::Usage, context)
+    }
+
+    /// A file that cannot be used.
     pub fn config(context: impl Into<String>) -> Error {
         Error::new(ErrorKind::Config, context)
     }
@@ -83,5 +92,18 @@ impl Error {
 impl From<ferry_migration::Error> for Error {
     fn from(error: ferry_migration::Error) -> Error {
         Error::state(error.report())
+    }
+}
+
+impl From<ferry_block::Error> for Error {
+    fn from(error: ferry_block::Error) -> Error {
+        // Its text already says what the host said.
+        Error::new(ErrorKind::Host, error.to_string())
+    }
+}
+
+impl From<BadTransition> for Error {
+    fn from(refused: BadTransition) -> Error {
+        Error::new(ErrorKind::RunState, refused.to_string())
     }
 }

@@ -2,13 +2,19 @@
 
 pub mod arch;
 pub mod config;
+pub mod console;
+mod control;
 pub mod error;
+pub mod exit;
 pub mod kvm;
 pub mod lifecycle;
 pub mod machine;
 pub mod memory;
+mod migrate;
+pub mod signals;
 #[cfg(test)]
 mod testing;
 pub mod vcpu;
 
+pub use control::run;
 pub use error::{Error, ErrorKind, Result};

@@ -1,3 +1,56 @@
-//! The `ferry` command.
+//! The `ferry` command: `run` boots a guest, every other subcommand talks to one that runs.
 
-fn main() {}
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use ferry_api::cli::{self, ClientCommand};
+use ferry_vmm::config::RunArgs;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+
+/// Run a virtual machine, and move its disks and itself while it runs
+#[derive(Parser)]
+#[command(name = "ferry", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a guest, or wait for one that migrates here
+    Run(Box<RunArgs>),
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log();
+    match arguments.command {
+        Command::Run(arguments) => {
+            let ending = ferry_vmm::run(*arguments);
+            say(&ending);
+            ExitCode::from(ending.status())
+        }
+        Command::Client(command) => cli::run(command).unwrap_or_else(|error| {
+            say(&error);
+            ExitCode::FAILURE
+        }),
+    }
+}
+
+/// One line for the person who started us. Where standard error is closed, nobody wants it.
+fn say(line: &dyn std::fmt::Display) {
+    use io::Write;
+    drop(writeln!(io::stderr(), "ferry: {line}"));
+}
+
+/// Warnings on standard error; `FERRY_LOG=debug`, or a module's name with a level, shows more.
+fn start_log() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::WARN.into())
+        .with_env_var("FERRY_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ferry_devices::power::PowerEvent;
 use ferry_devices::serial::SerialNotice;
+use ferry_devices::virtio::blk::{ErrorAction, FailedRequest};
 
 use super::platform::Reports;
 use crate::vcpu::{VcpuEvent, VcpuEvents};
 
 /// Something happened that the control thread has to decide about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum MachineEvent {
     /// The guest switched itself off. Its vCPUs are on their way to a stop.
     PowerOff,
@@ -24,6 +25,16 @@ pub enum MachineEvent {
     TripleFault(u32),
     /// KVM cannot go on with a vCPU: its number and why.
     VcpuFailed(u32, String),
+    /// A disk failed a request. With [`ErrorAction::Stop`] the vCPUs are on their way to a stop, and the request
+    /// is tried again when the machine resumes.
+    Disk {
+        /// The disk's id.
+        id: String,
+        /// What failed.
+        failed: FailedRequest,
+        /// What the guest is told.
+        action: ErrorAction,
+    },
     /// The serial port wants attention: [`crate::machine::Machine::serial`].
     Serial(SerialNotice),
 }
@@ -47,7 +58,7 @@ pub(super) fn device_reports(events: &MachineEvents, brake: &Brake) -> Reports {
                 PowerEvent::Panicked => MachineEvent::Panicked,
                 PowerEvent::CrashLoaded => MachineEvent::CrashLoaded,
             };
-            if event != MachineEvent::CrashLoaded {
+            if !matches!(event, MachineEvent::CrashLoaded) {
                 brake.store(true, Ordering::SeqCst);
             }
             power_events(event);

@@ -3,17 +3,21 @@
 //! A machine belongs to the control thread and decides nothing by itself: it reports what its guest does
 //! ([`MachineEvent`]) and does as it is told. `control` decides.
 
+mod disks;
 mod events;
 mod platform;
 
 use std::cell::{Cell, RefCell};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
+use ferry_block::{BlockHandle, IoThread, IoThreadOptions};
 use ferry_devices::TimeSource;
-use ferry_devices::serial::{SerialPort, SerialSink};
-use ferry_migration::state::Sections;
+use ferry_devices::serial::SerialSink;
+use ferry_devices::virtio::transport::VirtioPci;
+use ferry_migration::state::{Migrate, Sections};
 use kvm_ioctls::{Cap, VcpuFd};
 
+pub use disks::Disk;
 pub use events::{MachineEvent, MachineEvents};
 pub(crate) use events::Brake;
 
@@ -26,11 +30,12 @@ use crate::arch::x86_64::state::{
 };
 use crate::arch::x86_64::acpi;
 use crate::config::Config;
+use crate::console::SharedSerial;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kvm::Vm;
 use crate::lifecycle::{BadTransition, Lifecycle, RunState};
 use crate::memory::Ram;
-use crate::vcpu::{Vcpus};
+use crate::vcpu::Vcpus;
 use platform::{Platform, lock};
 
 /// Name of the sections that belong to the machine as a whole.
@@ -50,13 +55,17 @@ pub struct MachineParts {
 pub struct Machine {
     // The vCPU threads end first: they use everything below.
     vcpus: Vcpus,
+    disks: Vec<Disk>,
     platform: Platform,
+    io_thread: IoThread,
     ram: Ram,
     vm: Arc<Vm>,
     boot: Option<BootFiles>,
     power_on: PowerOn,
     msrs: MsrList,
     brake: Brake,
+    /// The disks have stopped taking requests.
+    quiesced: Cell<bool>,
     /// The guest's clock, while it stands still.
     stopped_clock: Cell<Option<ClockStateV1>>,
     lifecycle: RefCell<Lifecycle>,
@@ -70,7 +79,9 @@ struct PowerOn {
 
 impl Machine {
     /// Build a machine. Nothing of the guest runs yet.
-    pub fn new(config: &Config, parts: MachineParts) -> Result<Machine> {
+    ///
+    /// To be awaited on the executor of the control thread.
+    pub async fn new(config: &Config, parts: MachineParts) -> Result<Machine> {
         // Files first: a typing mistake should not cost more than a message.
         let boot = BootFiles::open(config)?;
         let vm = Vm::create()?;
@@ -79,6 +90,17 @@ impl Machine {
         let brake = Brake::default();
         let reports = events::device_reports(&parts.events, &brake);
         let platform = Platform::new(&vm, ram.layout(), parts.clock, parts.sink, reports)?;
+        let io_thread = IoThread::spawn("io0", IoThreadOptions::default())
+            .map_err(|e| Error::host("start the I/O thread", e))?;
+        let board = disks::Board {
+            vm: &vm,
+            ram: &ram,
+            pci: &platform.pci,
+            graph: &io_thread.handle(),
+            events: &parts.events,
+            brake: &brake,
+        };
+        let disks = disks::build(config, &board).await?;
         let fds = create_vcpus(&vm, config.cpus)?;
         let msrs = MsrList::of_host(vm.kvm())?;
         let power_on = PowerOn {
@@ -92,18 +114,23 @@ impl Machine {
         let vcpus = Vcpus::new(fds, &platform.buses, &reports, &brake)?;
         let machine = Machine {
             vcpus,
+            disks,
             platform,
+            io_thread,
             ram,
             vm,
             boot,
             power_on,
             msrs,
             brake,
+            quiesced: Cell::new(false),
             stopped_clock: Cell::new(None),
             lifecycle: RefCell::new(Lifecycle::new(config.incoming.is_some())),
         };
         if config.incoming.is_none() {
             machine.load_guest()?;
+        } else {
+            machine.quiesce_disks().await;
         }
         Ok(machine)
     }
@@ -139,13 +166,23 @@ impl Machine {
         self.vcpus.len()
     }
 
-    /// The serial port, to give it input or take its waiting output. Do not hold it for long: a vCPU may wait.
-    pub fn serial(&self) -> MutexGuard<'_, SerialPort> {
-        lock(&self.platform.serial)
+    /// The door to the block graph that the disks are in.
+    pub fn block(&self) -> BlockHandle {
+        self.io_thread.handle()
     }
 
-    /// The serial port, for tasks that outlive a borrow of the machine.
-    pub fn shared_serial(&self) -> Arc<Mutex<SerialPort>> {
+    /// The I/O thread.
+    pub fn io_thread(&self) -> &IoThread {
+        &self.io_thread
+    }
+
+    /// The disks, in the order of their slots.
+    pub fn disks(&self) -> &[Disk] {
+        &self.disks
+    }
+
+    /// The serial port, for the console. Do not hold its lock for long: a vCPU may wait.
+    pub fn shared_serial(&self) -> SharedSerial {
         Arc::clone(&self.platform.serial)
     }
 
@@ -154,39 +191,71 @@ impl Machine {
         self.platform.press_power_button()
     }
 
-    /// Let the guest run.
+    /// Let the guest run, and its disks take requests.
     ///
     /// # Errors
     /// When the run state does not allow it, or KVM refuses the clock; the guest stays stopped then.
     pub fn resume(&self) -> Result<()> {
-        if self.run_state() == RunState::Running {
+        if self.set_run_state(RunState::Running)? == RunState::Running {
             return Ok(());
         }
-        self.transition(RunState::Running)?;
+        self.go()
+    }
+
+    fn go(&self) -> Result<()> {
         if let Some(clock) = self.stopped_clock.take() {
             state::restore_clock(&self.vm, clock)?;
             self.tell_guest_it_was_paused()?;
+        }
+        if self.quiesced.replace(false) {
+            self.disks.iter().for_each(Disk::resume);
         }
         self.vcpus.resume();
         Ok(())
     }
 
-    /// Stop the guest at an instruction boundary of each vCPU, and its clock; the run state becomes `to`. What
-    /// devices have in flight goes on.
+    /// Stop the guest at an instruction boundary of each vCPU, and its clock; the run state becomes `to`. The
+    /// disks go on with what they have: [`Machine::quiesce_disks`] and [`Machine::flush_disks`] usually follow.
     ///
     /// # Errors
     /// When the run state does not allow it.
     pub fn pause(&self, to: RunState) -> Result<()> {
-        let was = self.transition(to)?;
+        self.set_run_state(to)?;
         self.vcpus.pause();
-        if was == RunState::Running || self.stopped_clock.get().is_none() {
+        if self.stopped_clock.get().is_none() {
             self.stopped_clock.set(Some(state::save_clock(&self.vm)?));
         }
         Ok(())
     }
 
-    fn transition(&self, to: RunState) -> Result<RunState> {
-        self.set_run_state(to).map_err(|e| Error::new(ErrorKind::RunState, e.to_string()))
+    /// Wait until no disk has a request in flight; none takes another before the machine resumes. The vCPUs must
+    /// be paused.
+    pub async fn quiesce_disks(&self) {
+        // All begin at once, so this takes as long as the slowest.
+        let pending: Vec<_> =
+            self.disks.iter().map(|disk| VirtioPci::quiesce(disk.device())).collect();
+        for quiet in pending {
+            quiet.await;
+        }
+        self.quiesced.set(true);
+    }
+
+    /// Make everything durable that the guest has written. The disks must be quiet.
+    ///
+    /// # Errors
+    /// The first node that refuses; the others are flushed all the same.
+    pub async fn flush_disks(&self) -> Result<()> {
+        let block = self.block();
+        let flushed = block.call(|graph| async move {
+            let mut result = Ok(());
+            for node in graph.nodes() {
+                if node.is_active() && !node.is_read_only() {
+                    result = result.and(node.flush().await);
+                }
+            }
+            result
+        });
+        Ok(flushed.await.and_then(|result| result)?)
     }
 
     /// Have KVM tell the guest's clock that time was lost, so that its watchdogs do not fire.
@@ -201,9 +270,14 @@ impl Machine {
         })
     }
 
-    /// Back to power-on with the kernel loaded again. The vCPUs must be paused and the disks quiet; they stay so.
-    pub fn reset(&self) -> Result<()> {
+    /// Back to power-on with the kernel loaded again. A running guest starts again, a stopped one stays stopped.
+    ///
+    /// # Errors
+    /// When there is no kernel to load, or KVM refuses; the guest must not run then.
+    pub async fn reset(&self) -> Result<()> {
+        let running = self.run_state() == RunState::Running;
         self.vcpus.pause();
+        self.quiesce_disks().await;
         self.platform.reset();
         state::restore_irqchip(&self.vm, &self.power_on.irqchip)?;
         self.vcpus.for_each(|index, vcpu| {
@@ -215,7 +289,7 @@ impl Machine {
         self.ram.forget_contents()?;
         self.load_guest()?;
         self.lifecycle.borrow_mut().after_reset();
-        Ok(())
+        if running { self.go() } else { Ok(()) }
     }
 
     /// Add the state of everything but the disks' contents. The vCPUs must be paused and the disks quiesced.
@@ -230,7 +304,8 @@ impl Machine {
             Ok(out.save(&index.to_string(), &state)?)
         })?;
         out.save(INSTANCE, &state::save_irqchip(&self.vm)?)?;
-        self.platform.save(out)
+        self.platform.save(out)?;
+        self.disks.iter().try_for_each(|disk| Ok(lock(disk.device()).save(out)?))
     }
 
     /// Become what `from` says. The vCPUs must never have run. After an error they must never run.
@@ -246,6 +321,8 @@ impl Machine {
         })?;
         state::restore_irqchip(&self.vm, &irqchip)?;
         self.platform.restore(from)?;
+        self.disks.iter().try_for_each(|disk| lock(disk.device()).restore(from))?;
+        // Only now are all BARs known.
         self.platform.pci.sync_bars();
         self.stopped_clock.set(Some(clock));
         Ok(())

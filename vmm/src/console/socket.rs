@@ -1,0 +1,96 @@
+//! A Unix socket as serial cable: whoever connects is plugged in, one at a time.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use ferry_block::Executor;
+use ferry_devices::serial::FdSink;
+
+use super::{Cable, Nobody, SharedSerial, lock};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A socket in the file system that goes when it is dropped.
+pub(super) struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    /// Only the first of several handles removes the file.
+    owns_path: bool,
+}
+
+impl Listener {
+    pub(super) fn bind(path: &Path) -> Result<Listener> {
+        let failed = |e| {
+            let context = format!("cannot listen for the serial port at {}", path.display());
+            Error::because(ErrorKind::Config, context, e)
+        };
+        remove_stale(path).map_err(failed)?;
+        let socket = UnixListener::bind(path).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        Ok(Listener { socket, path: path.to_owned(), owns_path: true })
+    }
+
+    pub(super) fn try_clone(&self) -> Result<Listener> {
+        let socket = self.socket.try_clone().map_err(|e| Error::host("share the serial socket", e))?;
+        Ok(Listener { socket, path: self.path.clone(), owns_path: false })
+    }
+
+    /// Plug in one client after the other, for ever.
+    pub(super) async fn serve(
+        &self,
+        executor: &Executor,
+        cable: &Rc<Cable>,
+        serial: &SharedSerial,
+    ) {
+        loop {
+            if let Err(e) = executor.readable(self.socket.as_raw_fd()).await {
+                tracing::error!("serial socket {}: {e}", self.path.display());
+                return;
+            }
+            let client = match self.socket.accept() {
+                Ok((client, _)) => plug(&client, cable, serial),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(e) => Err(e),
+            };
+            match client {
+                Ok(input) => {
+                    cable.drain(executor, serial);
+                    cable.carry(executor, &input, serial, |_| false).await;
+                    cable.output.set(None);
+                    lock(serial).set_sink(Box::new(Nobody));
+                }
+                Err(e) => tracing::warn!("serial socket {}: {e}", self.path.display()),
+            }
+        }
+    }
+}
+
+/// Let the serial port write to the client; gives the descriptor to read from.
+fn plug(client: &UnixStream, cable: &Cable, serial: &SharedSerial) -> io::Result<File> {
+    let sink = FdSink::new(OwnedFd::from(client.try_clone()?))?;
+    cable.output.set(Some(sink.as_raw_fd()));
+    lock(serial).set_sink(Box::new(sink));
+    Ok(File::from(OwnedFd::from(client.try_clone()?)))
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if self.owns_path && fs::remove_file(&self.path).is_err() {
+            tracing::debug!("socket {} was gone already", self.path.display());
+        }
+    }
+}
+
+/// A socket that nobody listens at is left over from a process that died.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    let refused = |e: io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
+    if is_socket && UnixStream::connect(path).err().is_some_and(refused) {
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}
