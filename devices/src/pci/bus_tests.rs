@@ -220,6 +220,16 @@ fn restored_bars_are_mapped_when_the_bus_is_told() {
 }
 
 #[test]
+fn ports_and_memory_are_different_places() {
+    let taken = [(true, BusRange::new(0x1000, 0x100)), (false, BusRange::new(0x2000, 0x1000))];
+    let window = 0x1000..0x4000;
+    assert_eq!(first_fit(&window, 0x1000, false, &taken), Some(0x1000));
+    assert_eq!(first_fit(&window, 0x100, true, &taken), Some(0x1100));
+    assert_eq!(first_fit(&window, 0x2000, false, &taken), None);
+    assert_eq!(first_fit(&(u64::MAX - 8..u64::MAX), 16, false, &taken), None);
+}
+
+#[test]
 fn only_function_0_of_bus_0_is_there() {
     let rig = rig();
     rig.pci.add(1, probe(&[])).unwrap();

@@ -257,6 +257,18 @@ fn a_saved_function_goes_on_elsewhere() {
 }
 
 #[test]
+fn a_saved_interrupt_that_is_disabled_stays_off_the_line() {
+    let mut source = rig();
+    write16(&mut source.config, 0x04, 0x400);
+    source.intx.set(true);
+    let mut dest = rig();
+    dest.config.restore(&source.config.save()).unwrap();
+    assert!(!dest.wire.0.load(Ordering::SeqCst));
+    write16(&mut dest.config, 0x04, 0);
+    assert!(dest.wire.0.load(Ordering::SeqCst));
+}
+
+#[test]
 fn restore_refuses_another_device() {
     let mut rig = rig();
     let good = rig.config.save();

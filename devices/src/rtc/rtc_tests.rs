@@ -98,6 +98,8 @@ fn the_guest_sets_the_clock() {
     rig.write(0x0a, 0x66);
     rig.pass(5_000_000);
     assert_eq!(rig.read(0x00), 0x58, "time stands still");
+    rig.pass(999_000);
+    assert_eq!(rig.read(0x0a), 0x66, "and is not updated");
     let wanted = [0x19, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59];
     rig.set_time(wanted);
     rig.pass(3_000_000);

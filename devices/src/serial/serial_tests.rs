@@ -236,12 +236,15 @@ fn input_reaches_the_guest_in_order_and_is_bounded() {
     assert_eq!(taken, INPUT_LIMIT + FIFO_LEN);
     assert!(rig.notices().is_empty());
     let mut received = Vec::new();
+    let mut told = 0;
     while rig.read(LSR) & DATA_READY != 0 {
         received.push(rig.read(DATA));
         if rig.notices() == [SerialNotice::InputRoom] {
+            told += 1;
             taken += rig.port.push_input(&sent[taken..]);
         }
     }
+    assert_eq!(told, 1);
     assert_eq!(taken, sent.len());
     assert!(received == sent);
 }
