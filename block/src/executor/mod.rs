@@ -267,16 +267,15 @@ impl Executor {
     /// Drops every task that is ready or sleeping, so that what they hold is given back. What the
     /// owner of a thread calls last.
     pub(crate) fn shut_down(&self) {
+        let entered = self.enter();
         self.0.remote.shared().close();
-        // Dropping tasks may wake others: go on until nothing is left.
-        while let Some(item) = self.0.ready.pop() {
-            drop(item);
-        }
+        // A task whose last waker goes is scheduled once more, to be dropped here.
         let timers = self.0.timers.take();
         drop(timers);
         while let Some(item) = self.0.ready.pop() {
             drop(item);
         }
+        drop(entered);
     }
 
     fn enter(&self) -> Entered {

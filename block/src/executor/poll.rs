@@ -75,6 +75,11 @@ impl Pollers {
         self.spin_ns.set(self.spin_ns.get().min(limit));
     }
 
+    #[cfg(test)]
+    pub(super) fn spin_ns(&self) -> u64 {
+        self.spin_ns.get()
+    }
+
     /// Looks at every poller once; whether one found work.
     pub(super) fn poll(&self) -> bool {
         self.snapshot().iter().fold(false, |found, (_, poller)| poller.poll() | found)
