@@ -231,6 +231,7 @@ impl BlockGraph {
             let name = options.node_name.as_deref();
             let node_options = NodeOptions {
                 read_only: options.read_only.unwrap_or(false),
+                direct: options.cache.and_then(|cache| cache.direct) == Some(true),
                 discard: options.discard.unwrap_or_default(),
                 detect_zeroes: options.detect_zeroes.unwrap_or_default(),
                 active: options.active.unwrap_or(true),
@@ -248,7 +249,7 @@ impl BlockGraph {
                     let locking = options.locking.unwrap_or_default();
                     let file_options = FileOptions {
                         read_only: node_options.read_only,
-                        direct: options.cache.and_then(|cache| cache.direct) == Some(true),
+                        direct: node_options.direct,
                         locking: if force_share { Locking::Off } else { locking },
                     };
                     let path = options.filename.as_deref().unwrap_or_default();

@@ -13,6 +13,11 @@ use crate::node::BlockNode;
 pub struct Generations(BTreeMap<String, Option<u64>>);
 
 impl Generations {
+    /// Node names and their marks.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Option<u64>)> {
+        self.0.iter().map(|(name, mark)| (name.as_str(), *mark))
+    }
+
     /// The names of the nodes whose storage keeps no mark.
     pub fn unmarked(&self) -> Vec<&str> {
         let unmarked = self.0.iter().filter(|(_, mark)| mark.is_none());

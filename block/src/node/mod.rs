@@ -29,6 +29,8 @@ pub(crate) use stats::{Counters, OpKind};
 pub struct NodeOptions {
     /// Refuse writes.
     pub read_only: bool,
+    /// Whether the host's page cache is bypassed; only told, the driver does it.
+    pub direct: bool,
     /// What to do with discards.
     pub discard: DiscardMode,
     /// Whether to look for zeroes in writes.
@@ -43,6 +45,7 @@ impl Default for NodeOptions {
     fn default() -> NodeOptions {
         NodeOptions {
             read_only: false,
+            direct: false,
             discard: DiscardMode::Unmap,
             detect_zeroes: DetectZeroes::Off,
             active: true,

@@ -18,20 +18,18 @@ use ferry_migration::state::{Migrate, Sections};
 use kvm_ioctls::{Cap, VcpuFd};
 
 pub use disks::Disk;
-pub use events::{MachineEvent, MachineEvents};
 pub(crate) use events::Brake;
+pub use events::{MachineEvent, MachineEvents};
 
+use crate::arch::x86_64::acpi;
 use crate::arch::x86_64::boot::BootFiles;
 use crate::arch::x86_64::cpuid::CpuidTemplate;
 use crate::arch::x86_64::msr::{self, MsrList};
 use crate::arch::x86_64::regs::{self, Entry};
-use crate::arch::x86_64::state::{
-    self, ClockStateV1, IrqchipStateV1, Scope, VcpuStateV1,
-};
-use crate::arch::x86_64::acpi;
+use crate::arch::x86_64::state::{self, ClockStateV1, IrqchipStateV1, Scope, VcpuStateV1};
 use crate::config::Config;
 use crate::console::SharedSerial;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::kvm::Vm;
 use crate::lifecycle::{BadTransition, Lifecycle, RunState};
 use crate::memory::Ram;

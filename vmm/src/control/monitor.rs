@@ -1,0 +1,279 @@
+//! The QMP socket: connections in, bytes to sessions, results and events out. What a command does is
+//! the controller's business.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::{ErrorKind as IoErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use ferry_api::qmp::{ClientId, Limits, Server, SessionAction};
+use ferry_api::{Controller, Event, EventKind, Timestamp};
+use ferry_block::{Executor, Notify};
+
+use crate::error::{Error, Result};
+
+/// How long the last replies may take to leave when the process ends.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Bytes read from a client at once.
+const CHUNK: usize = 8192;
+
+/// All QMP clients of this process.
+pub(crate) struct Monitor {
+    executor: Executor,
+    server: RefCell<Server>,
+    clients: RefCell<BTreeMap<ClientId, Rc<UnixStream>>>,
+    /// Output, room for input, or an end: every loop looks again.
+    changed: Notify,
+    controller: Weak<dyn Controller>,
+}
+
+/// The listening socket; its file goes away with it.
+pub(crate) struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+}
+
+impl Listener {
+    /// Listens at `path`. A socket that a process left behind is replaced, one in use is not.
+    pub(crate) fn bind(path: &Path) -> Result<Listener> {
+        let name = path.display();
+        if UnixStream::connect(path).is_ok() {
+            return Err(Error::config(format!(
+                "--qmp {name}: another process listens there; choose another path"
+            )));
+        }
+        let is_socket = |path: &Path| {
+            use std::os::unix::fs::FileTypeExt;
+            path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket())
+        };
+        if is_socket(path) {
+            std::fs::remove_file(path)
+                .map_err(|e| Error::host(&format!("replace the socket {name}"), e))?;
+        }
+        let socket = UnixListener::bind(path)
+            .map_err(|e| Error::host(&format!("listen for QMP clients at {name}"), e))?;
+        socket
+            .set_nonblocking(true)
+            .map_err(|e| Error::host(&format!("listen for QMP clients at {name}"), e))?;
+        Ok(Listener { socket, path: path.to_owned() })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "the QMP socket was gone already");
+        }
+    }
+}
+
+impl Monitor {
+    /// A monitor without clients whose commands go to `controller`.
+    pub(crate) fn new(executor: Executor, controller: Weak<dyn Controller>) -> Rc<Monitor> {
+        Rc::new(Monitor {
+            executor,
+            server: RefCell::new(Server::new(Limits::default())),
+            clients: RefCell::default(),
+            changed: Notify::new(),
+            controller,
+        })
+    }
+
+    /// Takes connections as long as the process lives.
+    pub(crate) fn listen(self: &Rc<Self>, listener: Listener) {
+        let this = Rc::clone(self);
+        drop(self.executor.spawn(async move {
+            loop {
+                match listener.socket.accept() {
+                    Ok((stream, _)) => this.welcome(stream),
+                    Err(e) if e.kind() == IoErrorKind::WouldBlock => {
+                        if let Err(error) =
+                            this.executor.readable(listener.socket.as_raw_fd()).await
+                        {
+                            tracing::error!(%error, "no more QMP clients can connect");
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        // Out of descriptors, most likely: do not spin until some are free again.
+                        tracing::warn!(%error, "a QMP client could not connect");
+                        this.executor.sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        }));
+    }
+
+    /// Tells every client, now or when the event's rate allows it.
+    pub(crate) fn event(self: &Rc<Self>, kind: EventKind) {
+        let event = Event::new(kind, Timestamp::now());
+        let had_tick = self.server.borrow().next_tick().is_some();
+        self.server.borrow_mut().event(event, self.now());
+        if !had_tick && self.server.borrow().next_tick().is_some() {
+            let this = Rc::clone(self);
+            drop(self.executor.spawn(async move { this.send_held_back().await }));
+        }
+        self.changed.notify_all();
+    }
+
+    /// Waits until all clients have what they were sent, but not for clients that do not read.
+    pub(crate) async fn say_goodbye(&self) {
+        let deadline = self.now() + FAREWELL;
+        let waits = || self.server.borrow().needing_attention().next().is_some();
+        while waits() && self.now() < deadline {
+            self.executor.sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.executor.clock().now())
+    }
+
+    async fn send_held_back(&self) {
+        loop {
+            let Some(due) = self.server.borrow().next_tick() else { return };
+            self.executor.sleep(due.saturating_sub(self.now())).await;
+            self.server.borrow_mut().tick(self.now());
+            self.changed.notify_all();
+        }
+    }
+
+    fn welcome(self: &Rc<Self>, stream: UnixStream) {
+        let connected = self.server.borrow_mut().connect();
+        let client = match connected {
+            Ok(client) => client,
+            Err(refused) => {
+                tracing::warn!("{refused}");
+                return;
+            }
+        };
+        if let Err(error) = stream.set_nonblocking(true) {
+            tracing::warn!(%error, "a QMP client could not connect");
+            self.server.borrow_mut().disconnect(client);
+            return;
+        }
+        let stream = Rc::new(stream);
+        self.clients.borrow_mut().insert(client, Rc::clone(&stream));
+        let (reader, writer, output) = (Rc::clone(self), Rc::clone(self), Rc::clone(&stream));
+        drop(self.executor.spawn(async move {
+            reader.read_from(client, &stream).await;
+            reader.dismiss(client);
+        }));
+        drop(self.executor.spawn(async move { writer.write_to(client, &output).await }));
+    }
+
+    fn dismiss(&self, client: ClientId) {
+        self.server.borrow_mut().disconnect(client);
+        self.clients.borrow_mut().remove(&client);
+        self.changed.notify_all();
+    }
+
+    async fn read_from(self: &Rc<Self>, client: ClientId, mut stream: &UnixStream) {
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            // A client that asks faster than it is answered waits here.
+            self.changed.wait_until(|| self.session_state(client) != SessionState::Busy).await;
+            if self.session_state(client) == SessionState::Over {
+                return;
+            }
+            match stream.read(&mut chunk) {
+                Ok(0) => return,
+                Ok(len) => self.feed(client, &chunk[..len]),
+                Err(e) if e.kind() == IoErrorKind::Interrupted => {}
+                Err(e) if e.kind() == IoErrorKind::WouldBlock => {
+                    if self.executor.readable(stream.as_raw_fd()).await.is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    async fn write_to(self: &Rc<Self>, client: ClientId, mut stream: &UnixStream) {
+        loop {
+            let has_output = || {
+                self.server
+                    .borrow_mut()
+                    .session(client)
+                    .is_none_or(|s| s.has_output() || s.end().is_some())
+            };
+            self.changed.wait_until(has_output).await;
+            let written = match self.server.borrow_mut().session(client) {
+                Some(session) if session.end().is_none() => stream.write(session.output()),
+                Some(session) => {
+                    if let Some(end) = session.end() {
+                        tracing::warn!("QMP: {end}");
+                    }
+                    break;
+                }
+                None => break,
+            };
+            match written {
+                Ok(len) => self.sent(client, len),
+                Err(e) if e.kind() == IoErrorKind::Interrupted => {}
+                Err(e) if e.kind() == IoErrorKind::WouldBlock => {
+                    if self.executor.writable(stream.as_raw_fd()).await.is_err() {
+                        break;
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        // The reading side sees the end and dismisses the client.
+        if let Err(error) = stream.shutdown(std::net::Shutdown::Both) {
+            tracing::debug!(%error, "a QMP client had hung up already");
+        }
+        self.changed.notify_all();
+    }
+
+    fn session_state(&self, client: ClientId) -> SessionState {
+        match self.server.borrow_mut().session(client) {
+            Some(session) if session.end().is_some() => SessionState::Over,
+            Some(session) if session.wants_input() => SessionState::Reading,
+            Some(_) => SessionState::Busy,
+            None => SessionState::Over,
+        }
+    }
+
+    fn feed(self: &Rc<Self>, client: ClientId, bytes: &[u8]) {
+        let actions = self.server.borrow_mut().session(client).map(|session| session.feed(bytes));
+        self.carry_out(client, actions.unwrap_or_default());
+    }
+
+    fn sent(self: &Rc<Self>, client: ClientId, len: usize) {
+        let actions = self.server.borrow_mut().session(client).map(|session| session.sent(len));
+        self.carry_out(client, actions.unwrap_or_default());
+    }
+
+    /// Starts commands; their results find their way back by themselves.
+    fn carry_out(self: &Rc<Self>, client: ClientId, actions: Vec<SessionAction>) {
+        for action in actions {
+            let SessionAction::Execute { token, command } = action;
+            let Some(controller) = self.controller.upgrade() else { return };
+            let this = Rc::clone(self);
+            drop(self.executor.spawn(async move {
+                let result = controller.execute(command).await;
+                let next = this
+                    .server
+                    .borrow_mut()
+                    .session(client)
+                    .map(|session| session.reply(token, result));
+                this.carry_out(client, next.unwrap_or_default());
+            }));
+        }
+        self.changed.notify_all();
+    }
+}
+
+/// What the reading side of a connection shall do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SessionState {
+    Reading,
+    Busy,
+    Over,
+}
