@@ -63,6 +63,8 @@ pub struct SimCounts {
     pub flushes: u64,
     /// Most operations under way at once.
     pub deepest: u64,
+    /// Times a write began while another one of the same bytes was under way.
+    pub overlaps: u64,
 }
 
 /// A disk in memory. Clones are the same disk: keep one to look at it and to make it fail.
@@ -77,6 +79,8 @@ struct State {
     faults: RefCell<Vec<Fault>>,
     counts: Cell<SimCounts>,
     under_way: Cell<u64>,
+    /// What the writes under way change.
+    writing: RefCell<Vec<Range<u64>>>,
     /// Raised by a crash: what was under way before fails.
     epoch: Cell<u64>,
     /// Raised to let operations go that hang.
@@ -116,6 +120,7 @@ impl SimDisk {
             faults: RefCell::default(),
             counts: Cell::default(),
             under_way: Cell::new(0),
+            writing: RefCell::default(),
             epoch: Cell::new(0),
             releases: Cell::new(0),
             changed: Notify::new(),
@@ -204,7 +209,8 @@ impl State {
 
     /// The start of an operation: its delay, then the fault it meets, if any.
     async fn begin(&self, op: SimOp, range: &Range<u64>) -> Result<UnderWay<'_>> {
-        let under_way = UnderWay::new(self);
+        let changes = matches!(op, SimOp::Write | SimOp::Zeroes | SimOp::Discard);
+        let under_way = UnderWay::new(self, range.clone(), changes);
         let mut counts = self.counts.get();
         let bytes = range.end - range.start;
         match op {
@@ -289,14 +295,25 @@ fn usize_range(at: u64, len: usize) -> Range<usize> {
 struct UnderWay<'a> {
     state: &'a State,
     epoch: u64,
+    /// What it changes.
+    writes: Option<Range<u64>>,
     /// The write fails after part of it reached the medium.
     torn: Cell<Option<ErrorKind>>,
 }
 
 impl<'a> UnderWay<'a> {
-    fn new(state: &'a State) -> UnderWay<'a> {
+    fn new(state: &'a State, range: Range<u64>, changes: bool) -> UnderWay<'a> {
         state.under_way.set(state.under_way.get() + 1);
-        UnderWay { state, epoch: state.epoch.get(), torn: Cell::new(None) }
+        if changes {
+            let mut writing = state.writing.borrow_mut();
+            let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
+            let mut counts = state.counts.get();
+            counts.overlaps += u64::from(writing.iter().any(overlaps));
+            state.counts.set(counts);
+            writing.push(range.clone());
+        }
+        let writes = changes.then_some(range);
+        UnderWay { state, epoch: state.epoch.get(), writes, torn: Cell::new(None) }
     }
 
     fn lost(&self) -> bool {
@@ -314,6 +331,10 @@ impl<'a> UnderWay<'a> {
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.state.under_way.set(self.state.under_way.get() - 1);
+        let mut writing = self.state.writing.borrow_mut();
+        if let Some(at) = writing.iter().position(|range| Some(range) == self.writes.as_ref()) {
+            writing.swap_remove(at);
+        }
     }
 }
 

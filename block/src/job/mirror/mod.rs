@@ -150,11 +150,12 @@ impl MirrorJob {
     /// Waits until `time`, before which nothing may be done, unless that changes.
     async fn wait_for_time(&self, time: u64, guest_waits: bool) {
         let (mirror, ctx) = (&self.mirror, &self.mirror.ctx);
+        let idle = mirror.ops.get() == 0;
         let waiting = ctx.wait_before(time, || {
             let other = mirror.not_before(guest_waits) != Some(time);
-            other || ctx.should_pause() || mirror.has_failed()
+            other || (mirror.ops.get() == 0) != idle || ctx.should_pause() || mirror.has_failed()
         });
-        if mirror.ops.get() == 0 { ctx.rest(waiting).await } else { waiting.await }
+        if idle { ctx.rest(waiting).await } else { waiting.await }
     }
 
     /// Both sides are equal: waits for a change, then a little longer for more of them.
@@ -199,5 +200,4 @@ fn check_sizes(mirror: &Mirror) -> Result<()> {
 }
 
 #[cfg(test)]
-#[path = "mirror_tests.rs"]
 mod tests;

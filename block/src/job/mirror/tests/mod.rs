@@ -1,0 +1,8 @@
+//! The mirror on simulated disks: every run is decided by its seed.
+
+mod errors;
+mod lifecycle;
+mod rig;
+mod rules;
+mod start;
+mod storm;
