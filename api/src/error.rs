@@ -193,3 +193,7 @@ impl QmpError {
         QmpError::generic("'-incoming' was not specified on the command line")
     }
 }
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;

@@ -1,5 +1,7 @@
 //! The subcommands against a server that pretends: what a person reads, and what is left behind.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
 mod common;
 
 use std::{

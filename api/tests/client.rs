@@ -1,5 +1,7 @@
 //! The client against a server of ours, and against servers that misbehave.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
 mod common;
 
 use std::{

@@ -3,60 +3,22 @@
 //! QEMU runs without a machine, so it needs neither KVM nor a disk. Where it is not installed the
 //! tests say so and pass. Differences that are meant are listed at the end of this file.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
 mod common;
 
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
     time::Duration,
 };
 
-use common::FakeServer;
+use common::{FakeServer, qemu::Qemu};
 use ferry_api::qmp::{Limits, wire::Decoder};
 use serde_json::{Value, json};
 
-const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 const NEGOTIATE: &[u8] = b"{\"execute\":\"qmp_capabilities\"}\n";
-
-struct Qemu {
-    child: Child,
-    socket: PathBuf,
-    _dir: tempfile::TempDir,
-}
-
-impl Qemu {
-    /// Starts QEMU, or says why there is none.
-    fn start() -> Option<Self> {
-        if !Path::new(QEMU).exists() {
-            eprintln!("skipped: {QEMU} is not installed");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("qmp.sock");
-        let child = Command::new(QEMU)
-            .args(["-machine", "none", "-nodefaults", "-S", "-display", "none", "-qmp"])
-            .arg(format!("unix:{},server=on,wait=off", socket.display()))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        for _ in 0..500 {
-            if UnixStream::connect(&socket).is_ok() {
-                return Some(Qemu { child, socket, _dir: dir });
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        panic!("QEMU did not open its socket");
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
 
 /// A connection that reads whole replies.
 struct Peer {
@@ -113,7 +75,7 @@ fn compare(scripts: &[Vec<u8>], negotiate: Option<&[u8]>) {
         }
         peer
     };
-    let (mut theirs, mut mine) = (connect(&qemu.socket), connect(ours.path()));
+    let (mut theirs, mut mine) = (connect(qemu.path()), connect(ours.path()));
     let mut differences = Vec::new();
     for script in scripts {
         let (expected, got) = (theirs.ask(script), mine.ask(script));
@@ -469,7 +431,7 @@ fn nothing_but_negotiation_works_at_first() {
         "{\"execute\":\"qmp_capabilities\",\"arguments\":{\"enable\":[5]}}",
         "{\"execute\":\"qmp_capabilities\",\"arguments\":{},\"id\":\"last\"}",
     );
-    let [theirs, mine] = [qemu.socket.as_path(), ours.path()].map(|path| {
+    let [theirs, mine] = [qemu.path(), ours.path()].map(|path| {
         let mut peer = Peer::connect(path);
         peer.stream.write_all(script.as_bytes()).unwrap();
         peer.until(|value| value.get("id") == Some(&json!("last")))
@@ -499,7 +461,7 @@ fn run_state_events_come_in_the_same_order() {
         "query-status",
         "quit",
     ];
-    let [theirs, mine] = [qemu.socket.as_path(), ours.path()].map(|path| {
+    let [theirs, mine] = [qemu.path(), ours.path()].map(|path| {
         let mut peer = Peer::connect(path);
         peer.stream.write_all(NEGOTIATE).unwrap();
         let mut seen = peer.until(|value| value == &json!({"return": {}}));

@@ -177,7 +177,7 @@ impl Session {
 
     /// Goes on with everything that can go on.
     fn pump(&mut self, actions: &mut Vec<SessionAction>) {
-        let unread = std::mem::take(&mut self.unread);
+        let mut unread = std::mem::take(&mut self.unread);
         let mut input = unread.as_slice();
         while self.end.is_none() {
             let started = self.start_next(actions);
@@ -187,7 +187,9 @@ impl Session {
             }
         }
         if self.end.is_none() {
-            self.unread.extend_from_slice(input);
+            let used = unread.len() - input.len();
+            unread.drain(..used);
+            self.unread = unread;
         }
     }
 

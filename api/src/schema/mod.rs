@@ -12,7 +12,7 @@ mod validate;
 
 pub(crate) use define::{enumeration, object, union};
 pub use introspect::{
-    SchemaAlternate, SchemaAlternateMember, SchemaArray, SchemaBuiltin, SchemaCommand,
+    JsonType, SchemaAlternate, SchemaAlternateMember, SchemaArray, SchemaBuiltin, SchemaCommand,
     SchemaDetail, SchemaEnum, SchemaEnumMember, SchemaEvent, SchemaInfo, SchemaObject,
     SchemaObjectMember, SchemaVariant, introspect,
 };

@@ -1,8 +1,10 @@
 //! A QMP server on a real socket with a machine that only pretends: what the tests here talk to.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 pub(crate) mod machine;
+pub(crate) mod qemu;
 
 use std::{
     collections::{BTreeMap, VecDeque},
