@@ -18,6 +18,8 @@ mod queue;
 mod request;
 mod shared;
 pub mod state;
+#[cfg(test)]
+mod testing;
 mod worker;
 
 pub use config::{ConfigError, ErrorAction, ErrorPolicy, FailedRequest, VirtioBlkConfig};
@@ -243,3 +245,6 @@ fn whole_sectors(len: u64) -> u64 {
 #[cfg(test)]
 #[path = "blk_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod model_tests;

@@ -376,3 +376,7 @@ impl Poller for QueuePoller {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

@@ -186,7 +186,10 @@ impl VirtioPci {
         let device = Arc::clone(device);
         Box::pin(async move {
             let positions = stopped.await;
-            device.lock().unwrap_or_else(PoisonError::into_inner).positions = Some(positions);
+            let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            // A reset that was under way is done by now, and nobody may have asked yet.
+            device.settle_reset();
+            device.positions = Some(positions);
         })
     }
 
