@@ -245,6 +245,11 @@ pub type LocalBoxFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 /// requests; several sessions are independent. Events that a command causes before it is done must be
 /// broadcast before its future resolves: clients rely on that order. A controller sees only commands
 /// whose arguments have passed the table's checks; ranges and names of things are its own to check.
+///
+/// Unknown jobs: `block-job-*`, `finalize` and `dismiss` included, answer
+/// [`QmpError::block_job_not_found`]; `job-*` answer [`QmpError::job_not_found`]. Unknown nodes:
+/// `blockdev-del` answers [`QmpError::node_not_found`], everything that takes a device or a node
+/// [`QmpError::node_or_device_not_found`].
 pub trait Controller {
     /// Carries out `command` and gives what it returns: see [`reply`].
     fn execute(self: Rc<Self>, command: Command) -> LocalBoxFuture<Result<Value, QmpError>>;

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use self::types::Wrapper;
 use super::*;
 
 fn schema() -> BTreeMap<String, Value> {
@@ -70,15 +71,22 @@ fn entities_look_as_clients_expect() {
     assert_eq!(blockdev["variants"][0]["case"], "file");
 }
 
-#[test]
-fn the_schema_fits_its_own_description() {
-    let value = serde_json::to_value(introspect()).unwrap();
-    let wrapped = json!({ "list": value });
+#[allow(unreachable_pub, reason = "the macros declare public types")]
+mod types {
+    use crate::schema::{SchemaInfo, object};
+
     object! {
+        /// Arguments are objects; a list has to be in one.
         pub struct Wrapper {
             list: Vec<SchemaInfo> = "list",
         }
     }
+}
+
+#[test]
+fn the_schema_fits_its_own_description() {
+    let value = serde_json::to_value(introspect()).unwrap();
+    let wrapped = json!({ "list": value });
     crate::schema::validate(Wrapper::describe(), wrapped.as_object().unwrap()).unwrap();
     let back: Wrapper = serde_json::from_value(wrapped.clone()).unwrap();
     assert_eq!(serde_json::to_value(back).unwrap(), wrapped);

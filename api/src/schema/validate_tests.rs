@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Types for these tests only.
-#[allow(unreachable_pub, reason = "the macros declare public types")]
+#[allow(unreachable_pub, dead_code, reason = "the macros declare public types")]
 mod types {
     use crate::schema::{enumeration, object};
 

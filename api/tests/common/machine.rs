@@ -37,6 +37,15 @@ struct FakeJob {
     offset: i64,
     speed: i64,
     fail: bool,
+    /// How it was told to end; it does so in the next tick, after the command's reply.
+    ending: Option<Ending>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Ending {
+    Pivot,
+    Keep,
+    Cancel,
 }
 
 struct FakeMigration {
@@ -67,36 +76,58 @@ impl FakeMachine {
 
     fn tick_job(&self) {
         let mut slot = self.job.borrow_mut();
-        let Some(job) = slot.as_mut().filter(|job| job.status == JobStatus::Running) else {
-            return;
-        };
-        let step = if job.speed > 0 { (job.speed / 1000).min(TICK_BYTES) } else { TICK_BYTES };
-        job.offset = (job.offset + step).min(DISK_BYTES);
-        if job.fail && job.offset > DISK_BYTES / 2 {
-            self.status(&job.id, JobStatus::Aborting);
-            let error = Some("No space left on device".to_owned());
-            self.emit(EventKind::BlockJobCompleted(job.completed(error)));
+        let Some(job) = slot.as_mut() else { return };
+        if let Some(ending) = job.ending {
+            self.finish_job(job, ending);
             self.end_job(&mut slot);
-        } else if job.offset == DISK_BYTES {
-            job.status = JobStatus::Ready;
-            self.status(&job.id, JobStatus::Ready);
-            self.emit(EventKind::BlockJobReady(job.data()));
+        } else if job.status == JobStatus::Running {
+            let step = if job.speed > 0 { (job.speed / 1000).min(TICK_BYTES) } else { TICK_BYTES };
+            job.offset = (job.offset + step).min(DISK_BYTES);
+            if job.fail && job.offset > DISK_BYTES / 2 {
+                self.status(&job.id, JobStatus::Aborting);
+                let error = Some("No space left on device".to_owned());
+                self.emit(EventKind::BlockJobCompleted(job.completed(error)));
+                self.end_job(&mut slot);
+            } else if job.offset == DISK_BYTES {
+                job.status = JobStatus::Ready;
+                self.status(&job.id, JobStatus::Ready);
+                self.emit(EventKind::BlockJobReady(job.data()));
+            }
         }
+    }
+
+    fn finish_job(&self, job: &FakeJob, ending: Ending) {
+        if ending == Ending::Cancel {
+            self.status(&job.id, JobStatus::Aborting);
+            return self.emit(EventKind::BlockJobCancelled(job.data()));
+        }
+        self.status(&job.id, JobStatus::Waiting);
+        self.status(&job.id, JobStatus::Pending);
+        if ending == Ending::Pivot {
+            *self.pivoted.borrow_mut() = Some(job.target.clone());
+        }
+        self.emit(EventKind::BlockJobCompleted(job.completed(None)));
     }
 
     fn tick_migration(&self) {
         let mut slot = self.migration.borrow_mut();
-        let Some(m) = slot.as_mut().filter(|m| m.status == MigrationStatus::Active) else {
-            return;
-        };
-        m.sent += TICK_BYTES;
-        if m.fail {
-            m.status = MigrationStatus::Failed;
-            self.migration_event(m.status);
-        } else if m.sent >= DISK_BYTES && !m.endless {
-            m.status = MigrationStatus::Completed;
-            self.running.set(false);
-            self.emit(EventKind::Stop);
+        let Some(m) = slot.as_mut() else { return };
+        let before = m.status;
+        match m.status {
+            MigrationStatus::Setup => m.status = MigrationStatus::Active,
+            MigrationStatus::Cancelling => m.status = MigrationStatus::Cancelled,
+            MigrationStatus::Active if m.fail => m.status = MigrationStatus::Failed,
+            MigrationStatus::Active => {
+                m.sent += TICK_BYTES;
+                if m.sent >= DISK_BYTES && !m.endless {
+                    m.status = MigrationStatus::Completed;
+                    self.running.set(false);
+                    self.emit(EventKind::Stop);
+                }
+            }
+            _ => {}
+        }
+        if m.status != before {
             self.migration_event(m.status);
         }
     }
@@ -245,7 +276,8 @@ impl FakeMachine {
             .find(named)
             .is_some_and(|options| serde_json::to_string(options).unwrap().contains("fail"));
         let (status, target, offset) = (JobStatus::Running, arguments.target, 0);
-        *self.job.borrow_mut() = Some(FakeJob { id, target, status, offset, speed, fail });
+        *self.job.borrow_mut() =
+            Some(FakeJob { id, target, status, offset, speed, fail, ending: None });
         Ok(json!({}))
     }
 
@@ -280,32 +312,27 @@ impl FakeMachine {
             | Command::JobResume(a)
             | Command::JobFinalize(a)
             | Command::JobDismiss(a) => Err(job_missing(&a.id)),
-            Command::BlockJobFinalize(a) | Command::BlockJobDismiss(a) => Err(job_missing(&a.id)),
+            Command::BlockJobFinalize(a) | Command::BlockJobDismiss(a) => {
+                Err(block_job_missing(&a.id))
+            }
             other => self.run_migration(other),
         }
     }
 
     fn end(&self, id: &str, verb: &str, missing: fn(&str) -> QmpError) -> Result<Value, QmpError> {
         let mut slot = self.job.borrow_mut();
-        let Some(job) = slot.as_ref().filter(|job| job.id == id) else {
+        let Some(job) = slot.as_mut().filter(|job| job.id == id) else {
             return Err(missing(id));
         };
         let ready = job.status == JobStatus::Ready;
-        if verb == "complete" && !ready {
-            return Err(QmpError::job_verb(id, job.status.as_str(), "complete"));
-        }
-        if ready && verb != "cancel" {
-            self.status(id, JobStatus::Waiting);
-            self.status(id, JobStatus::Pending);
-            if verb == "complete" {
-                *self.pivoted.borrow_mut() = Some(job.target.clone());
+        job.ending = Some(match (verb, ready) {
+            ("complete", false) => {
+                return Err(QmpError::job_verb(id, job.status.as_str(), "complete"));
             }
-            self.emit(EventKind::BlockJobCompleted(job.completed(None)));
-        } else {
-            self.status(id, JobStatus::Aborting);
-            self.emit(EventKind::BlockJobCancelled(job.data()));
-        }
-        self.end_job(&mut slot);
+            ("complete", true) => Ending::Pivot,
+            ("soft", true) => Ending::Keep,
+            _ => Ending::Cancel,
+        });
         Ok(json!({}))
     }
 
@@ -316,8 +343,7 @@ impl FakeMachine {
                     return Err(QmpError::migration_protocol());
                 }
                 let (fail, endless) = (uri.contains("fail"), uri.contains("endless"));
-                let status = MigrationStatus::Active;
-                self.migration_event(MigrationStatus::Setup);
+                let status = MigrationStatus::Setup;
                 self.migration_event(status);
                 *self.migration.borrow_mut() =
                     Some(FakeMigration { status, sent: 0, fail, endless });
@@ -325,12 +351,12 @@ impl FakeMachine {
             }
             Command::MigrateIncoming(_) => Err(QmpError::not_incoming()),
             Command::MigrateCancel => {
+                use MigrationStatus::{Active, Cancelling, Setup};
                 if let Some(m) = self.migration.borrow_mut().as_mut()
-                    && m.status == MigrationStatus::Active
+                    && matches!(m.status, Setup | Active)
                 {
-                    self.migration_event(MigrationStatus::Cancelling);
-                    m.status = MigrationStatus::Cancelled;
-                    self.migration_event(MigrationStatus::Cancelled);
+                    m.status = Cancelling;
+                    self.migration_event(Cancelling);
                 }
                 Ok(json!({}))
             }
