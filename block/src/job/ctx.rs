@@ -32,14 +32,9 @@ impl JobCtx {
         self.record.id()
     }
 
-    /// What the job checks before it takes a verb, and what only it can show.
+    /// What the job checks before it takes a verb, and what only it can show. Let go of before it settles.
     pub fn set_hooks(&self, hooks: Rc<dyn JobHooks>) {
         *self.record.hooks.borrow_mut() = Some(hooks);
-    }
-
-    /// Nothing more to check or show: lets go of what [`set_hooks`](Self::set_hooks) was given.
-    pub fn clear_hooks(&self) {
-        self.record.hooks.take();
     }
 
     /// Sets the rate limit, in bytes a second; 0 for none.

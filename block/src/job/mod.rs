@@ -87,6 +87,7 @@ pub(crate) async fn live<J: Job>(mut job: J, ctx: JobCtx) {
         outcome = wait_for_finalize(&record).await;
     }
     record.settling.set(true);
+    record.hooks.take();
     let outcome = match outcome {
         Ok(()) => {
             let leave = ctx.finish_without_effect();

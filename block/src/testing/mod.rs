@@ -1,9 +1,13 @@
 //! Disks for tests, and tests for disks: everything deterministic from a seed.
 
+mod conformance;
 mod fault;
+mod model;
 mod rng;
 mod sim_disk;
 
+pub use conformance::{CONFORMANCE_LEN, conformance};
 pub use fault::{Effect, Fault, SimOp};
+pub use model::Model;
 pub use rng::Rng;
 pub use sim_disk::{SimCounts, SimDisk, SimOptions};

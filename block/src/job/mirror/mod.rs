@@ -101,8 +101,7 @@ impl Job for MirrorJob {
         }
     }
 
-    async fn settle(self, ctx: &JobCtx, how: Settle) -> Result<()> {
-        ctx.clear_hooks();
+    async fn settle(self, _ctx: &JobCtx, how: Settle) -> Result<()> {
         self.end(how).await
     }
 }

@@ -51,6 +51,11 @@ fn bad_arguments() {
                 MirrorOptions { replaces: Some("n".into()), ..ok() },
                 "Failed to find node with node-name='n'",
             ),
+            (
+                MirrorOptions { replaces: Some("dst".into()), ..ok() },
+                "Cannot replace 'dst' by a node mirrored from 'src', because it cannot be guaranteed \
+                 that doing so would not lead to an abrupt change of visible data",
+            ),
             (MirrorOptions { target: "d0".into(), ..ok() }, "Can't mirror node into itself"),
             (MirrorOptions { target: "src".into(), ..ok() }, "Can't mirror node into itself"),
         ];
