@@ -60,21 +60,22 @@ pub(crate) unsafe fn vectored(
 }
 
 /// Moves bytes between `buf` and `at` in the file on this thread; how many.
-pub(crate) fn transfer(
-    way: Way,
-    fd: BorrowedFd<'_>,
-    buf: &IoBuf,
-    at: u64,
-    flags: i32,
-) -> io::Result<u64> {
-    if let Some((start, len)) = buf.single() {
-        let iovec = libc::iovec { iov_base: start.cast(), iov_len: len };
-        // SAFETY: the memory is kept alive by `buf`, the iovec by this frame.
-        return unsafe { vectored(way, fd.as_raw_fd(), &raw const iovec, 1, at, flags) };
-    }
-    let iovecs = buf.iovecs(MAX_IOVECS);
-    // SAFETY: the memory is kept alive by `buf`, the iovecs by this frame.
-    unsafe { vectored(way, fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len(), at, flags) }
+pub(crate) fn transfer(way: Way, fd: BorrowedFd<'_>, buf: &IoBuf, at: u64) -> io::Result<u64> {
+    let raw = fd.as_raw_fd();
+    let Some((start, len)) = buf.single() else {
+        let iovecs = buf.iovecs(MAX_IOVECS);
+        // SAFETY: the memory is kept alive by `buf`, the iovecs by this frame.
+        return unsafe { vectored(way, raw, iovecs.as_ptr(), iovecs.len(), at, 0) };
+    };
+    // The plain calls are measurably cheaper than those with an iovec.
+    let at = signed(at)?;
+    let result = match way {
+        // SAFETY: the memory is kept alive and writable by `buf`.
+        Way::Read => unsafe { libc::pread64(raw, start.cast(), len, at) },
+        // SAFETY: as above.
+        Way::Write => unsafe { libc::pwrite64(raw, start.cast(), len, at) },
+    };
+    check(result as i64)
 }
 
 /// `fallocate(2)`.

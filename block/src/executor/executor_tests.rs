@@ -169,9 +169,8 @@ fn a_wait_for_a_descriptor_can_be_given_up_and_repeated() {
         let fd = ours.as_raw_fd();
         executor.block_on(async {
             let mut waiting = pin!(executor.readable(fd));
-            let pending = std::future::poll_fn(|cx| {
-                Poll::Ready(waiting.as_mut().poll(cx).is_pending())
-            });
+            let pending =
+                std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending()));
             assert!(pending.await);
         });
         theirs.write_all(b"x").unwrap();

@@ -78,7 +78,7 @@ impl FileIo {
 
     fn transfer_here(&self, way: Way, at: u64, buf: &IoBuf) -> io::Result<usize> {
         loop {
-            match sys::transfer(way, self.file.as_fd(), buf, at, 0) {
+            match sys::transfer(way, self.file.as_fd(), buf, at) {
                 Ok(count) => {
                     let count = usize::try_from(count).unwrap_or(0).min(buf.len());
                     if way == Way::Read {

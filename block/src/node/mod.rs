@@ -207,7 +207,8 @@ impl BlockNode {
         let result = if self.is_simple(at, &into) {
             self.0.driver.read(at, into).await
         } else {
-            self.read_unaligned(at, into).await
+            // Boxed, like every path that is rare: the future of the common one stays small.
+            Box::pin(self.read_unaligned(at, into)).await
         };
         op.finish(result, "read")
     }
@@ -220,11 +221,11 @@ impl BlockNode {
         let detect = self.0.options.detect_zeroes;
         let result = if detect != DetectZeroes::Off && from.is_zero() {
             let may_unmap = detect == DetectZeroes::Unmap;
-            self.zeroes(range, WriteFlags { may_unmap, ..flags }).await
+            Box::pin(self.zeroes(range, WriteFlags { may_unmap, ..flags })).await
         } else if self.is_simple(at, &from) && self.0.limits.request_alignment == 1 {
             self.0.driver.write(at, from, flags).await
         } else {
-            self.write_aligned(at, from, flags).await
+            Box::pin(self.write_aligned(at, from, flags)).await
         };
         op.finish(result, "write")
     }

@@ -400,7 +400,7 @@ fn probe_alignment(fd: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     for size in [512_u32, 1024, 2048, 4096] {
         // At an odd block, so that larger blocks than this one do not pass.
         let (buf, at) = (IoBuf::alloc(size as usize), u64::from(size));
-        match sys::transfer(Way::Read, fd, &buf, at, 0) {
+        match sys::transfer(Way::Read, fd, &buf, at) {
             Ok(_) => return Ok((size, size)),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(error) => return Err(error),
