@@ -73,7 +73,7 @@ impl Error {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ErrorKind::TimedOut,
             _ => ErrorKind::Io,
         };
-        Error::new(kind, context).because(source)
+        Error::new(kind, context).because(Os(source))
     }
 
     /// Adds the cause.
@@ -118,3 +118,17 @@ impl StdError for Error {
         self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
     }
 }
+
+/// An error of the operating system with its plain text: the number that the standard library adds tells
+/// a reader nothing.
+#[derive(Debug)]
+struct Os(io::Error);
+
+impl fmt::Display for Os {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_string();
+        f.write_str(text.split(" (os error").next().unwrap_or(&text))
+    }
+}
+
+impl StdError for Os {}

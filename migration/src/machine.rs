@@ -59,7 +59,10 @@ pub trait SourceMachine: DirtySource {
 
     /// Takes all disks back. With [`TakeBack::Freely`] the locks suffice; with
     /// [`TakeBack::OnlyIfUnchanged`] every disk must also still carry the mark in `ownership`.
-    /// `ownership` is empty when `inactivate` failed.
+    /// `ownership` is empty when `inactivate` failed. All or nothing: after anything but
+    /// [`TookBack::Ours`] no lock may be held. Take the disks in the order of their names, as the
+    /// destination does, so that one side wins them all. While a lock is held elsewhere this is called
+    /// again for a second: a peer that died may hold its locks a moment longer than its connection.
     fn take_back(&mut self, rule: TakeBack, ownership: &Ownership) -> TookBack;
 
     /// Lets the guest go on where `stop_guest` found it (paused stays paused). An error leaves it
@@ -90,7 +93,8 @@ pub trait DestMachine {
     /// this machine may ever run.
     fn restore(&mut self, sections: Sections) -> Result<()>;
 
-    /// Takes every disk: locks, all mutable metadata read again, generation marks advanced. All that
+    /// Takes every disk, in the order of their names: locks, all mutable metadata read again, generation
+    /// marks advanced. All that
     /// can fail in starting the guest must fail here. After an error `release` is called.
     fn activate(&mut self) -> Result<()>;
 

@@ -14,6 +14,22 @@ pub(crate) struct StateEnd {
     pub(crate) guest_running: bool,
 }
 
+/// Body of Prepared.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Prepared {
+    /// Microseconds that loading the state took.
+    pub(crate) restore: u64,
+}
+
+/// Body of Running.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Running {
+    /// Microseconds that taking the disks took.
+    pub(crate) activate: u64,
+}
+
 pub(crate) fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>> {
     let mut body = Vec::new();
     ciborium::into_writer(message, &mut body)

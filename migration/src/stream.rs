@@ -39,7 +39,8 @@
 //! | 2 | channel, 0: room for more connections and for disks over the same one |
 //! | 4 | body length, limited per kind |
 //! | 4 | payload length; 0 but for Pages |
-//! | 4 | CRC-32 of the 12 bytes before it and of the body |
+//! | 4 | CRC-32 of the body |
+//! | 4 | CRC-32 of the 16 bytes before it: a damaged length must not have us wait for what never comes |
 //!
 //! then the body, then the payload. The payload of Pages is memory that the guest may change while it is
 //! sent, so no checksum can cover it; TCP's does. Everything that says where it goes is covered.
@@ -63,7 +64,7 @@ use crate::sys::{Piece, PieceMut};
 use crate::transport::Stream;
 
 /// Bytes of a frame header.
-pub const HEADER_LEN: usize = 16;
+pub const HEADER_LEN: usize = 20;
 /// Most bytes of page contents in one frame.
 pub const MAX_PAGES_LEN: u32 = 4 << 20;
 /// Most runs in one Pages or ZeroPages frame: with header and body as many pieces as one call takes.
@@ -227,7 +228,7 @@ impl Framed {
         let (frame, crc) = parse_header(&header, self.side)?;
         let mut frame = frame;
         self.stream.read_all(&mut [PieceMut::bytes(&mut frame.body)], timeout)?;
-        if checksum(&header, &frame.body) != crc {
+        if crc32fast::hash(&frame.body) != crc {
             return Err(Error::corrupt(format!("a {:?} frame arrived damaged", frame.kind)));
         }
         Ok(frame)
@@ -294,15 +295,19 @@ fn header(kind: Kind, body: &[u8], payload: usize) -> Result<[u8; HEADER_LEN]> {
     header[0] = kind as u8;
     header[4..8].copy_from_slice(&body_len.to_le_bytes());
     header[8..12].copy_from_slice(&payload_len.to_le_bytes());
-    let crc = checksum(&header, body);
-    header[12..].copy_from_slice(&crc.to_le_bytes());
+    header[12..16].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
+    let crc = crc32fast::hash(&header[..16]);
+    header[16..].copy_from_slice(&crc.to_le_bytes());
     Ok(header)
 }
 
 /// Checks everything that can be checked without the body, and makes room for that. Returns the
-/// checksum to compare.
+/// body's checksum to compare.
 fn parse_header(header: &[u8; HEADER_LEN], side: Side) -> Result<(Frame, u32)> {
-    let [kind, flags, ch0, ch1, b0, b1, b2, b3, p0, p1, p2, p3, c0, c1, c2, c3] = *header;
+    let [kind, flags, ch0, ch1, b0, b1, b2, b3, p0, p1, p2, p3, c0, c1, c2, c3, crc @ ..] = *header;
+    if crc32fast::hash(&header[..16]) != u32::from_le_bytes(crc) {
+        return Err(Error::corrupt("a frame header arrived damaged"));
+    }
     let body_len = u32::from_le_bytes([b0, b1, b2, b3]) as usize;
     let payload_len = u32::from_le_bytes([p0, p1, p2, p3]);
     let known = Kind::from_byte(kind)
@@ -322,13 +327,6 @@ fn parse_header(header: &[u8; HEADER_LEN], side: Side) -> Result<(Frame, u32)> {
     }
     let frame = Frame { kind: known, body: vec![0; body_len], payload_len };
     Ok((frame, u32::from_le_bytes([c0, c1, c2, c3])))
-}
-
-fn checksum(header: &[u8; HEADER_LEN], body: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&header[..12]);
-    crc.update(body);
-    crc.finalize()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::clock::now;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::{Facts, Prelude};
 use crate::machine::DestMachine;
-use crate::messages;
+use crate::messages::{self, Prepared, Running};
 use crate::ram::RamMap;
 use crate::session::Session;
 use crate::state::Sections;
@@ -79,8 +79,8 @@ impl Driver<'_> {
             Action::Load => self.load(),
             Action::Restore => self.restore(),
             Action::SayPrepared => {
-                let body = messages::encode(&self.phases)?;
-                self.say(Kind::Prepared, &body)
+                let restore = self.phases.restore;
+                self.say(Kind::Prepared, &messages::encode(&Prepared { restore })?)
             }
             Action::AwaitCommit => self.await_commit(),
             Action::Activate => {
@@ -92,8 +92,8 @@ impl Driver<'_> {
             Action::Release => self.machine.release().map(|()| Event::Released),
             Action::SayRefused => self.say_why(Kind::Refused, handover),
             Action::SayRunning => {
-                let body = messages::encode(&self.phases)?;
-                self.say(Kind::Running, &body)
+                let activate = self.phases.activate;
+                self.say(Kind::Running, &messages::encode(&Running { activate })?)
             }
             Action::Start => self.machine.run_guest(self.guest_running).map(|()| Event::Started),
             Action::SayFailed => self.say_why(Kind::Failed, handover),

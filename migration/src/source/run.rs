@@ -7,8 +7,8 @@ use super::{Action, End, Event, Handover, State, link};
 use crate::clock::now;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::{Facts, Prelude};
-use crate::machine::{Ownership, SourceMachine, TakeBack};
-use crate::messages::{self, StateEnd};
+use crate::machine::{Ownership, SourceMachine, TakeBack, TookBack};
+use crate::messages::{self, Prepared, Running, StateEnd};
 use crate::ram::RamMap;
 use crate::session::Session;
 use crate::state::{Section, Sections};
@@ -20,6 +20,11 @@ use crate::transport::{self, Stream, Uri};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time without progress once the guest is stopped, beyond `downtime-limit`.
 const STOPPED_TIMEOUT: Duration = Duration::from_secs(20);
+/// A process that dies closes its connection before or after it drops its locks, in no known order: only
+/// who holds them longer than this lives.
+const LOCKS_SETTLE: Duration = Duration::from_secs(1);
+/// Between two looks at the locks.
+const LOCKS_PAUSE: Duration = Duration::from_millis(20);
 /// Small sections share frames up to about this many bytes.
 const STATE_FRAME_LEN: usize = 1 << 20;
 
@@ -45,6 +50,7 @@ pub fn run(peer: Peer, machine: &mut dyn SourceMachine, session: &Session) -> (E
         link: None,
         start,
         stopped_at: start,
+        asked_at: start,
         phases: Phases::default(),
     };
     driver.drive()
@@ -58,6 +64,8 @@ struct Driver<'a> {
     link: Option<Link>,
     start: Instant,
     stopped_at: Instant,
+    /// When the question was sent that is waited for.
+    asked_at: Instant,
     phases: Phases,
 }
 
@@ -163,18 +171,18 @@ impl Driver<'_> {
         let begin = now();
         let sections = self.machine.save()?;
         self.phases.save = micros(begin.elapsed());
+        self.asked_at = now();
         send_state(framed, &sections, self.machine.was_running())?;
         Ok(Event::RestSent)
     }
 
     fn await_prepared(&mut self) -> Result<Event> {
         let (framed, _) = parts(&mut self.link)?;
-        let begin = now();
         let timeout = STOPPED_TIMEOUT + self.session.tuning.downtime_limit();
         let body = link::answer(framed, Kind::Prepared, timeout)?;
-        let theirs: Phases = messages::decode("Prepared", &body)?;
+        let theirs: Prepared = messages::decode("Prepared", &body)?;
         self.phases.restore = theirs.restore;
-        self.phases.prepare = micros(begin.elapsed());
+        self.phases.prepare = micros(self.asked_at.elapsed());
         Ok(Event::Prepared)
     }
 
@@ -191,12 +199,12 @@ impl Driver<'_> {
         link::check_quiet(framed)?;
         let body = messages::encode(&self.phases)?;
         self.session.canceller.commit()?;
+        self.asked_at = now();
         framed.send(Kind::Commit, &body)?;
         Ok(Event::Committed)
     }
 
     fn await_verdict(&mut self) -> Event {
-        let begin = now();
         let received =
             parts(&mut self.link).and_then(|(framed, _)| framed.receive(STOPPED_TIMEOUT));
         let frame = match received {
@@ -205,8 +213,8 @@ impl Driver<'_> {
         };
         match frame.kind {
             Kind::Running => {
-                self.phases.commit = micros(begin.elapsed());
-                match messages::decode::<Phases>("Running", &frame.body) {
+                self.phases.commit = micros(self.asked_at.elapsed());
+                match messages::decode::<Running>("Running", &frame.body) {
                     Ok(theirs) => self.phases.activate = theirs.activate,
                     // The kind of the frame is the answer; the rest is for people.
                     Err(error) => tracing::warn!("{}", error.report()),
@@ -223,7 +231,15 @@ impl Driver<'_> {
     fn take_back(&mut self, rule: TakeBack, handover: &Handover) -> Event {
         self.hang_up(rule == TakeBack::Freely, handover.cause());
         let ownership: &Ownership = handover.ownership();
-        Event::TookBack(self.machine.take_back(rule, ownership))
+        let begin = now();
+        loop {
+            let took = self.machine.take_back(rule, ownership);
+            let held = matches!(took, TookBack::HeldElsewhere(_));
+            if !held || begin.elapsed() > LOCKS_SETTLE {
+                return Event::TookBack(took);
+            }
+            std::thread::sleep(LOCKS_PAUSE);
+        }
     }
 
     /// Closes the connection. Before Commit the destination is told why; after it silence is safer.
