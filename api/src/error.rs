@@ -133,6 +133,16 @@ impl QmpError {
         QmpError::generic(format!("Invalid parameter '{name}'"))
     }
 
+    /// A negative number for an argument whose type is signed but whose meaning is a size.
+    pub fn negative_size(name: &str) -> Self {
+        QmpError::argument_value(name, "a non-negative number below 2^64")
+    }
+
+    /// A negative rate, as for `block-job-set-speed`.
+    pub fn negative_speed() -> Self {
+        QmpError::argument_value("speed", "a non-negative value")
+    }
+
     // --- What commands meet ---------------------------------------------------------------------
 
     /// `block-job-*` on a job that is not there.

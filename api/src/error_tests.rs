@@ -51,6 +51,16 @@ fn classes_and_texts_are_those_that_clients_know() {
             GenericError,
             "Parameter 'a' does not accept value 'b'",
         ),
+        (
+            QmpError::negative_size("offset"),
+            GenericError,
+            "Parameter 'offset' expects a non-negative number below 2^64",
+        ),
+        (
+            QmpError::negative_speed(),
+            GenericError,
+            "Parameter 'speed' expects a non-negative value",
+        ),
         (QmpError::invalid_argument("a"), GenericError, "Invalid parameter 'a'"),
     ]);
 }

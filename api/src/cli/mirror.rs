@@ -13,10 +13,13 @@ use super::{
     console::{byte_bar, bytes, eta, millis, rate, rate_of},
 };
 use crate::{
-    client::{QmpClient, clock::Stopwatch},
+    client::{
+        QmpClient,
+        clock::{Deadline, Stopwatch},
+    },
     command::{
         BlockInfo, BlockJobCancel, BlockJobDevice, BlockJobInfo, BlockdevMirror, IoStatus,
-        MirrorSyncMode,
+        JobStatus, MirrorSyncMode,
     },
     event::Event,
     schema::Empty,
@@ -24,6 +27,9 @@ use crate::{
 
 /// How long the job may take to end once it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long it may take after its end until it has let go of everything.
+const GONE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the job ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,12 +48,21 @@ pub(super) fn run(args: &MirrorArgs, console: &mut Console<'_>) -> Result<Outcom
     let job = format!("mirror-{}", args.device);
     let watch = Stopwatch::start();
     let result = copy(args, &job, &target, &mut client, console);
-    let done = report(args, &job, &target, &old_file, result?, watch.elapsed());
-    match &done {
-        Ok((Outcome::Done, _)) if args.finish != Finish::Keep => {}
-        Ok((Outcome::Done, _)) => target.close(&mut client),
-        _ => target.abandon(&mut client),
+    let end = result?;
+    let elapsed = watch.elapsed();
+    match (&end, args.finish) {
+        (End::Well, Finish::Manual) => {}
+        (End::Well, Finish::Pivot) => wait_gone(&job, &mut client)?,
+        (End::Well, Finish::Keep) => {
+            wait_gone(&job, &mut client)?;
+            target.close(&mut client);
+        }
+        (End::Failed(_) | End::Cancelled, _) => {
+            wait_gone(&job, &mut client)?;
+            target.abandon(&mut client);
+        }
     }
+    let done = report(args, &job, &target, &old_file, end, elapsed);
     let (outcome, text) = done?;
     console.say(format_args!("{text}"))?;
     Ok(outcome)
@@ -130,8 +145,9 @@ fn watch(
             }
         }
         if console.interrupts() > 0 {
-            bar.suspend(|| console.say(format_args!("cancelling")))?;
-            return cancel(job, client);
+            let text = format_args!("cancelling; Ctrl-C again to leave now");
+            bar.suspend(|| console.say(text))?;
+            return cancel(job, client, console);
         }
         let jobs: Vec<BlockJobInfo> = client.call("query-block-jobs", &Empty {})?;
         if let Some(info) = jobs.iter().find(|info| info.device == job).filter(|_| !told) {
@@ -168,19 +184,33 @@ fn finish(how: Finish, job: &str, client: &mut QmpClient) -> Result<()> {
     Ok(())
 }
 
-fn cancel(job: &str, client: &mut QmpClient) -> Result<End> {
+fn cancel(job: &str, client: &mut QmpClient, console: &Console<'_>) -> Result<End> {
     let cancel = BlockJobCancel { device: job.to_owned(), force: Some(true) };
+    let deadline = Deadline::after(END_TIMEOUT);
     // It may have ended by itself a moment ago; then the event is on its way.
     let refused = client.call::<_, Empty>("block-job-cancel", &cancel).err();
     let device = json!(job);
     let mine = |e: &Event| e.data.get("device") == Some(&device) && ended(e).is_some();
-    match client.wait_event(END_TIMEOUT, mine)? {
-        Some(event) => Ok(ended(&event).unwrap_or(End::Cancelled)),
-        None => Err(refused.map_or_else(
-            || CliError::Failed(format!("job {job} does not end; see `ferry jobs`")),
-            CliError::from,
-        )),
+    while deadline.remaining().is_some() && console.interrupts() < 2 {
+        if let Some(event) = client.wait_event(POLL, mine)? {
+            return Ok(ended(&event).unwrap_or(End::Cancelled));
+        }
     }
+    Err(refused.map_or_else(
+        || CliError::Failed(format!("left before job {job} ended; see `ferry jobs`")),
+        CliError::from,
+    ))
+}
+
+/// Waits until the job holds its nodes no longer.
+fn wait_gone(job: &str, client: &mut QmpClient) -> Result<()> {
+    let (id, null) = (json!(job), json!(JobStatus::Null));
+    let gone = |e: &Event| {
+        let data = |name| e.data.get(name);
+        e.name == "JOB_STATUS_CHANGE" && data("id") == Some(&id) && data("status") == Some(&null)
+    };
+    client.wait_event(GONE_TIMEOUT, gone)?;
+    Ok(())
 }
 
 fn show(info: &BlockJobInfo, elapsed: Duration, bar: &ProgressBar) {

@@ -193,6 +193,8 @@ object! {
         auto_dismiss: bool = "auto-dismiss",
         /// Why it failed.
         error: Option<String> = "error",
+        /// A mirror: whether source and target are equal at this moment and stay so.
+        actively_synced: Option<bool> = "actively-synced",
     }
 }
 

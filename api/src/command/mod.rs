@@ -1,6 +1,6 @@
 //! Every command: one table, from which everything else follows.
 //!
-//! The two invocations of [`commands!`] below are the only place that lists commands. They make the
+//! The two invocations of `commands!` below are the only place that lists commands. They make the
 //! [`Command`] enum that a [`Controller`] gets, and [`all`], which argument checks, `query-commands`
 //! and `query-qmp-schema` read.
 

@@ -1,6 +1,6 @@
 //! The shape of every command and event, in one place.
 //!
-//! Each type that crosses QMP is declared once, with [`object!`], [`enumeration!`] or [`union!`]. The
+//! Each type that crosses QMP is declared once, with `object!`, `enumeration!` or `union!`. The
 //! declaration makes the Rust type with its serde form *and* its [`Type`] description. The tables of
 //! commands and events point at descriptions only, so three things come from the same lines and cannot
 //! drift apart: what a controller receives, what [`validate`] accepts, and what `query-qmp-schema` and

@@ -453,6 +453,7 @@ impl FakeJob {
             auto_finalize: true,
             auto_dismiss: true,
             error: None,
+            actively_synced: Some(false),
         }
     }
 

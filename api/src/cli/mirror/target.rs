@@ -64,19 +64,23 @@ impl Target {
         &self.path
     }
 
-    /// Closes the file in the guest's process. Not worth failing for: it closes with the process.
-    pub(super) fn close(&self, client: &mut QmpClient) {
+    /// Closes the file in the guest's process and says whether that was possible. Not worth failing
+    /// for: it closes with the process.
+    pub(super) fn close(&self, client: &mut QmpClient) -> bool {
         let node_name = self.node.clone();
         let closed = client.call::<_, Empty>("blockdev-del", &BlockdevDel { node_name });
-        if let Err(error) = closed {
+        if let Err(error) = &closed {
             tracing::warn!(%error, node = self.node, "the target stays open");
         }
+        closed.is_ok()
     }
 
-    /// Closes the file and removes it if it was made for this.
+    /// Closes the file and removes it if it was made for this. A file that somebody may still use is
+    /// never removed: it could be the guest's disk.
     pub(super) fn abandon(&self, client: &mut QmpClient) {
-        self.close(client);
-        self.remove_file();
+        if self.close(client) {
+            self.remove_file();
+        }
     }
 
     fn remove_file(&self) {
