@@ -106,6 +106,7 @@ impl Control {
             speed: signed(job.speed),
             io_status: io_status(job.io_status),
             ready: job.ready,
+            actively_synced: job.actively_synced,
             status: job_status(job.status),
             auto_finalize: job.auto_finalize,
             auto_dismiss: job.auto_dismiss,
