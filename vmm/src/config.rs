@@ -147,7 +147,9 @@ impl TryFrom<RunArgs> for Config {
 
     fn try_from(args: RunArgs) -> Result<Config> {
         if args.kernel.is_none() && args.incoming.is_none() {
-            return Err(Error::usage("no kernel: give --kernel FILE, or --incoming to receive a guest"));
+            return Err(Error::usage(
+                "no kernel: give --kernel FILE, or --incoming to receive a guest",
+            ));
         }
         if args.initrd.is_some() && args.kernel.is_none() {
             return Err(Error::usage("--initrd needs --kernel"));

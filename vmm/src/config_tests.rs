@@ -21,10 +21,29 @@ fn refusal(words: &[&str]) -> String {
 #[test]
 fn everything_given_arrives() {
     let config = parse(&[
-        "--kernel", "k", "--initrd", "i", "--cmdline", "a b", "--memory", "2G", "--cpus", "3",
-        "--disk", "path=a,,b.img,format=raw,id=root,readonly=on,direct=on,serial=S1,queues=2",
-        "--disk", "path=c", "--serial", "file=/tmp/s", "--qmp", "unix:/tmp/q", "--paused",
-        "--name", "n", "--on-reboot", "reset",
+        "--kernel",
+        "k",
+        "--initrd",
+        "i",
+        "--cmdline",
+        "a b",
+        "--memory",
+        "2G",
+        "--cpus",
+        "3",
+        "--disk",
+        "path=a,,b.img,format=raw,id=root,readonly=on,direct=on,serial=S1,queues=2",
+        "--disk",
+        "path=c",
+        "--serial",
+        "file=/tmp/s",
+        "--qmp",
+        "unix:/tmp/q",
+        "--paused",
+        "--name",
+        "n",
+        "--on-reboot",
+        "reset",
     ])
     .unwrap();
     assert_eq!((config.memory, config.cpus, config.paused), (2 << 30, 3, true));

@@ -71,9 +71,7 @@ impl RunState {
         use RunState::*;
         match self {
             Prelaunch => &[Running, FinishMigrate, InMigrate, Paused, PostMigrate],
-            Running => {
-                &[Paused, FinishMigrate, Shutdown, GuestPanicked, InternalError, IoError]
-            }
+            Running => &[Paused, FinishMigrate, Shutdown, GuestPanicked, InternalError, IoError],
             Paused => &[Running, FinishMigrate, PostMigrate, Prelaunch],
             InMigrate => &[
                 Running,
@@ -155,10 +153,8 @@ impl Lifecycle {
 
     /// What a reset does to the state: a stopped machine is as new, a running one goes on running.
     pub fn after_reset(&mut self) {
-        if !matches!(
-            self.state,
-            RunState::Running | RunState::InMigrate | RunState::FinishMigrate
-        ) {
+        if !matches!(self.state, RunState::Running | RunState::InMigrate | RunState::FinishMigrate)
+        {
             self.state = RunState::Prelaunch;
         }
     }

@@ -57,10 +57,8 @@ fn every_state_but_the_migrating_ones_resets_to_prelaunch_unless_it_runs() {
     for state in RunState::ALL {
         let mut life = at(state);
         life.after_reset();
-        let kept = matches!(
-            state,
-            RunState::Running | RunState::InMigrate | RunState::FinishMigrate
-        );
+        let kept =
+            matches!(state, RunState::Running | RunState::InMigrate | RunState::FinishMigrate);
         assert_eq!(life.state(), if kept { state } else { RunState::Prelaunch });
     }
 }

@@ -51,16 +51,26 @@ impl PvhKernel {
         self.raw(&[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef]).stay()
     }
 
+    /// Print 0 to 9 over and over, one digit at a time:
+    /// `mov dx, 0x3f8; mov al, '0'; 1: out dx, al; inc al; cmp al, ':'; jne 1b; jmp 0b`
+    pub(crate) fn print_digits_for_ever(self) -> PvhKernel {
+        let start = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'0'];
+        self.raw(&start).raw(&[0xee, 0xfe, 0xc0, 0x3c, b':', 0x75, 0xf9, 0xeb, 0xf5])
+    }
+
+    /// Print 'A' at the first start and the next letter at each later one, while memory keeps what it holds:
+    /// `inc byte [0x800000]; mov al, [0x800000]; add al, '@'; mov dx, 0x3f8; out dx, al`
+    pub(crate) fn count_starts(self) -> PvhKernel {
+        self.raw(&[0xfe, 0x05, 0, 0, 0x80, 0, 0xa0, 0, 0, 0x80, 0, 0x04, b'@'])
+            .raw(&[0x66, 0xba, 0xf8, 0x03, 0xee])
+    }
+
     /// `jmp .`
     pub(crate) fn stay(self) -> PvhKernel {
         self.raw(&[0xeb, 0xfe])
     }
 
-    /// The ELF file: one segment, one note with the entry point.
-    pub(crate) fn into_elf(self) -> Vec<u8> {
-        self.elf(true)
-    }
-
+    /// The ELF file: one segment and, if wanted, a note with the entry point.
     pub(crate) fn elf(self, with_note: bool) -> Vec<u8> {
         let headers = if with_note { 2u16 } else { 1 };
         let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];

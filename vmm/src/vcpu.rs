@@ -95,7 +95,8 @@ impl Vcpus {
                 running: Mutex::new(false),
                 changed: Condvar::new(),
             });
-            let (thread_vcpu, buses, events) = (Arc::clone(&vcpu), buses.clone(), Arc::clone(events));
+            let (thread_vcpu, buses, events) =
+                (Arc::clone(&vcpu), buses.clone(), Arc::clone(events));
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .stack_size(STACK)

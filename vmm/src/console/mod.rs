@@ -127,8 +127,7 @@ impl Console {
             }
             Backend::Socket(listener) => {
                 let listener = listener.try_clone()?;
-                let serve =
-                    async move { listener.serve(&task_executor, &cable, &serial).await };
+                let serve = async move { listener.serve(&task_executor, &cable, &serial).await };
                 drop(executor.spawn(serve));
             }
             Backend::Silent => {}

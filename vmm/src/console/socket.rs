@@ -34,7 +34,8 @@ impl Listener {
     }
 
     pub(super) fn try_clone(&self) -> Result<Listener> {
-        let socket = self.socket.try_clone().map_err(|e| Error::host("share the serial socket", e))?;
+        let socket =
+            self.socket.try_clone().map_err(|e| Error::host("share the serial socket", e))?;
         Ok(Listener { socket, path: self.path.clone(), owns_path: false })
     }
 

@@ -10,14 +10,38 @@ use kvm_ioctls::VcpuFd;
 /// What the guest wants, or why it cannot go on.
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// Bytes for a port; `size` at a time when an instruction repeats.
-    PortOut { port: u16, size: usize, data: &'a [u8] },
+    /// Bytes for a port.
+    PortOut {
+        /// Which.
+        port: u16,
+        /// Bytes of one access; an instruction that repeats makes several.
+        size: usize,
+        /// All of them.
+        data: &'a [u8],
+    },
     /// Bytes from a port, to be filled in before the vCPU runs again.
-    PortIn { port: u16, size: usize, data: &'a mut [u8] },
+    PortIn {
+        /// Which.
+        port: u16,
+        /// Bytes of one access; an instruction that repeats makes several.
+        size: usize,
+        /// Room for all of them.
+        data: &'a mut [u8],
+    },
     /// A write to an address without memory.
-    MmioWrite { addr: u64, data: &'a [u8] },
+    MmioWrite {
+        /// Guest-physical address.
+        addr: u64,
+        /// What is written.
+        data: &'a [u8],
+    },
     /// A read from an address without memory, to be filled in before the vCPU runs again.
-    MmioRead { addr: u64, data: &'a mut [u8] },
+    MmioRead {
+        /// Guest-physical address.
+        addr: u64,
+        /// Room for what is read.
+        data: &'a mut [u8],
+    },
     /// Nothing to do; run again.
     Nothing,
     /// The vCPU shut down: a fault while it delivered a double fault.

@@ -140,11 +140,8 @@ impl MsiVectors {
                 Ok(Vector { event, tied: AtomicBool::new(false) })
             })
             .collect::<Result<Vec<_>>>()?;
-        let first_gsi = vm
-            .routes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .allocate(usize::from(count));
+        let first_gsi =
+            vm.routes.lock().unwrap_or_else(PoisonError::into_inner).allocate(usize::from(count));
         Ok(Arc::new(MsiVectors {
             vm: Arc::clone(vm),
             first_gsi,

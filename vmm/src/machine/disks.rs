@@ -95,9 +95,10 @@ pub(super) async fn build(config: &Config, board: &Board<'_>) -> Result<Vec<Disk
 
 /// Open the image and make the root that the device will hold.
 async fn open_image(disk: &DiskConfig, active: bool, graph: &BlockHandle) -> Result<()> {
-    let path = disk.path.to_str().ok_or_else(|| {
-        Error::config(format!("disk '{}': the path is not valid UTF-8", disk.id))
-    })?;
+    let path = disk
+        .path
+        .to_str()
+        .ok_or_else(|| Error::config(format!("disk '{}': the path is not valid UTF-8", disk.id)))?;
     let mut options = BlockdevOptions::raw_file(path);
     options.read_only = Some(disk.readonly);
     options.active = Some(active);

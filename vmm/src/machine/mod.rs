@@ -61,7 +61,6 @@ pub struct Machine {
     boot: Option<BootFiles>,
     power_on: PowerOn,
     msrs: MsrList,
-    brake: Brake,
     /// The disks have stopped taking requests.
     quiesced: Cell<bool>,
     /// The guest's clock, while it stands still.
@@ -120,7 +119,6 @@ impl Machine {
             boot,
             power_on,
             msrs,
-            brake,
             quiesced: Cell::new(false),
             stopped_clock: Cell::new(None),
             lifecycle: RefCell::new(Lifecycle::new(config.incoming.is_some())),

@@ -57,10 +57,8 @@ impl Platform {
         reports: Reports,
     ) -> Result<Platform> {
         let line = |irq: u8| -> Arc<dyn IrqLine> { Line::new(vm, irq.into()) };
-        let buses = Buses {
-            pio: Arc::new(Bus::new("port bus")),
-            mmio: Arc::new(Bus::new("memory bus")),
-        };
+        let buses =
+            Buses { pio: Arc::new(Bus::new("port bus")), mmio: Arc::new(Bus::new("memory bus")) };
         let first64 = ram.mmio64_start();
         let windows = PciWindows {
             mmio32: MMIO32_START..MMIO32_START + MMIO32_LEN,

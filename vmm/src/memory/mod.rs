@@ -10,9 +10,7 @@ use std::sync::Arc;
 use ferry_devices::GuestMemory;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
-};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use crate::arch::x86_64::layout::RamLayout;
 use crate::error::{Error, Result};
@@ -117,8 +115,7 @@ fn map_region(start: u64, len: u64) -> Result<GuestRegionMmap<AtomicBitmap>> {
         .with_mmap_flags(flags);
     // SAFETY: the mapping was just made, has this size and stays for ever.
     let builder = unsafe { builder.with_raw_mmap_pointer(host) };
-    let mapping: MmapRegion<AtomicBitmap> =
-        builder.build().map_err(|e| Error::host(&what(), e))?;
+    let mapping: MmapRegion<AtomicBitmap> = builder.build().map_err(|e| Error::host(&what(), e))?;
     GuestRegionMmap::new(mapping, GuestAddress(start))
         .ok_or_else(|| Error::state(format!("guest memory at {start:#x} does not fit")))
 }

@@ -139,10 +139,9 @@ fn madt(cpus: u32) -> Result<Sdt> {
     body.extend_from_slice(&IOAPIC_BASE.to_le_bytes());
     body.extend_from_slice(&0u32.to_le_bytes());
     // The timer arrives at pin 2, as on every PC; ACPI's own interrupt is level-triggered.
-    for (irq, gsi, flags) in [
-        (0, 2u32, BUS_DEFAULT),
-        (power::SCI_IRQ, u32::from(power::SCI_IRQ), LEVEL_ACTIVE_HIGH),
-    ] {
+    for (irq, gsi, flags) in
+        [(0, 2u32, BUS_DEFAULT), (power::SCI_IRQ, u32::from(power::SCI_IRQ), LEVEL_ACTIVE_HIGH)]
+    {
         body.extend_from_slice(&[2, 10, 0, irq]);
         body.extend_from_slice(&gsi.to_le_bytes());
         body.extend_from_slice(&flags.to_le_bytes());

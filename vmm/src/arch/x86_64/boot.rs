@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use ferry_devices::GuestMemory;
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use linux_loader::loader::elf::PvhBootCapability;
+use linux_loader::loader::elf::start_info::{
+    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
@@ -50,7 +52,8 @@ struct Image {
 impl Image {
     fn open(what: &str, path: &Path) -> Result<Image> {
         let name = path.display();
-        let refused = |e| Error::because(ErrorKind::Config, format!("cannot open {what} {name}"), e);
+        let refused =
+            |e| Error::because(ErrorKind::Config, format!("cannot open {what} {name}"), e);
         let file = File::open(path).map_err(refused)?;
         let metadata = file.metadata().map_err(refused)?;
         if !metadata.is_file() {
@@ -148,8 +151,8 @@ impl BootFiles {
     fn load_bzimage(&self, guest: &GuestMemory, ram: RamLayout) -> Result<Entry> {
         let mut file = &self.kernel.file;
         let start = Some(GuestAddress(HIGH_MEMORY));
-        let loaded = BzImage::load(guest, None, &mut file, start)
-            .map_err(|e| self.unloadable(ram, e))?;
+        let loaded =
+            BzImage::load(guest, None, &mut file, start).map_err(|e| self.unloadable(ram, e))?;
         let Some(mut header) = loaded.setup_header else {
             return Err(Error::config("the kernel has no setup header"));
         };
@@ -175,7 +178,8 @@ impl BootFiles {
 
     fn load_elf(&self, guest: &GuestMemory, ram: RamLayout) -> Result<Entry> {
         let mut file = &self.kernel.file;
-        let loaded = Elf::load(guest, None, &mut file, None).map_err(|e| self.unloadable(ram, e))?;
+        let loaded =
+            Elf::load(guest, None, &mut file, None).map_err(|e| self.unloadable(ram, e))?;
         let end = loaded.kernel_end;
         if end > ram.low {
             return Err(self.too_little(ram, end));
@@ -244,7 +248,8 @@ impl BootFiles {
         header.type_of_loader = LOADER_UNDEFINED;
         header.cmd_line_ptr = to_u32(BOOT_CMDLINE)?;
         header.cmdline_size = to_u32(self.cmdline.len() as u64)?;
-        let mut params = boot_params { hdr: header, acpi_rsdp_addr: ACPI_START, ..Default::default() };
+        let mut params =
+            boot_params { hdr: header, acpi_rsdp_addr: ACPI_START, ..Default::default() };
         for (slot, (addr, size, r#type)) in params.e820_table.iter_mut().zip(memory_map(ram)) {
             *slot = boot_e820_entry { addr, size, r#type };
             params.e820_entries += 1;

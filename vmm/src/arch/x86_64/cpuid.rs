@@ -53,7 +53,8 @@ impl CpuidTemplate {
                     let shared_by_all = entry.eax >> 5 & 0x7 >= 3;
                     let sharing = if shared_by_all { id_space(cpus) - 1 } else { 0 };
                     let cores = id_space(cpus) - 1;
-                    entry.eax = entry.eax & 0x3fff | sharing.min(0xfff) << 14 | cores.min(0x3f) << 26;
+                    entry.eax =
+                        entry.eax & 0x3fff | sharing.min(0xfff) << 14 | cores.min(0x3f) << 26;
                 }
                 // AMD: number of cores less one, and how many bits of the APIC id number them.
                 0x8000_0008 => {
@@ -83,11 +84,17 @@ impl CpuidTemplate {
             // The in-kernel APIC's bus runs at 1 GHz.
             entries.push(leaf(HYPERVISOR_TIMING, 0, [tsc_khz, 1_000_000, 0, 0]));
         }
-        let highest = entries.iter().filter(|e| e.function < KVM_SIGNATURE).map(|e| e.function).max();
+        let highest =
+            entries.iter().filter(|e| e.function < KVM_SIGNATURE).map(|e| e.function).max();
         if highest.is_some_and(|highest| highest >= 0xb) {
             let bits = id_space(self.cpus).trailing_zeros();
-            let sub = [[0, 1, LEVEL_THREAD, index], [bits, self.cpus, LEVEL_CORE | 1, index], [0, 0, 2, index]];
-            entries.extend((0..).zip(sub).map(|(number, registers)| subleaf(0xb, number, registers)));
+            let sub = [
+                [0, 1, LEVEL_THREAD, index],
+                [bits, self.cpus, LEVEL_CORE | 1, index],
+                [0, 0, 2, index],
+            ];
+            entries
+                .extend((0..).zip(sub).map(|(number, registers)| subleaf(0xb, number, registers)));
         }
         CpuId::from_entries(&entries).map_err(|e| Error::state(format!("CPUID table: {e:?}")))
     }

@@ -112,9 +112,8 @@ pub fn save_vcpu(vm: &Vm, vcpu: &VcpuFd, msrs: &MsrList) -> Result<VcpuStateV1> 
     let xcrs = vcpu.get_xcrs().map_err(save_failed("extended control registers"))?;
     let debugregs = vcpu.get_debug_regs().map_err(save_failed("debug registers"))?;
     let lapic = vcpu.get_lapic().map_err(save_failed("local APIC"))?;
-    let cpuid = vcpu
-        .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-        .map_err(save_failed("CPUID table"))?;
+    let cpuid =
+        vcpu.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).map_err(save_failed("CPUID table"))?;
     Ok(VcpuStateV1 {
         cpuid: cpuid.as_slice().to_vec(),
         tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
@@ -246,9 +245,13 @@ pub fn restore_irqchip(vm: &Vm, state: &IrqchipStateV1) -> Result<()> {
     for (chip_id, chip) in chips {
         if chip.chip_id != chip_id {
             let found = chip.chip_id;
-            return Err(Error::state(format!("interrupt controller {found} where {chip_id} belongs")));
+            return Err(Error::state(format!(
+                "interrupt controller {found} where {chip_id} belongs"
+            )));
         }
-        vm.fd().set_irqchip(chip).map_err(|e| Error::host("restore the interrupt controllers", e))?;
+        vm.fd()
+            .set_irqchip(chip)
+            .map_err(|e| Error::host("restore the interrupt controllers", e))?;
     }
     vm.fd().set_pit2(&state.pit).map_err(|e| Error::host("restore the interval timer", e))
 }
