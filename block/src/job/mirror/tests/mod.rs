@@ -1,6 +1,7 @@
 //! The mirror on simulated disks: every run is decided by its seed.
 
 mod errors;
+mod files;
 mod lifecycle;
 mod rig;
 mod rules;
