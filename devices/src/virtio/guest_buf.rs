@@ -84,6 +84,8 @@ impl GuestBuffers {
     /// # Errors
     /// [`QueueError`] when there are too few of them, or they are not guest memory.
     pub(super) fn read_head(&self, chain: &Chain, to: &mut [u8]) -> Result<(), QueueError> {
+        let memory = &self.0.memory;
+        let outside = |_outside| QueueError::BufferOutOfMemory(chain.head());
         let mut filled = 0;
         for segment in chain.readable() {
             let rest = to.get_mut(filled..).unwrap_or_default();
@@ -92,10 +94,11 @@ impl GuestBuffers {
             }
             let count = rest.len().min(len_of(*segment));
             let (now, _later) = rest.split_at_mut(count);
-            self.0
-                .memory
-                .read_slice(now, segment.addr)
-                .map_err(|_outside| QueueError::BufferOutOfMemory(chain.head()))?;
+            if let Ok(slice) = memory.get_slice(segment.addr, count) {
+                slice.copy_to(now);
+            } else {
+                memory.read_slice(now, segment.addr).map_err(outside)?;
+            }
             filled += count;
         }
         if filled < to.len() { Err(QueueError::Truncated(chain.head())) } else { Ok(()) }
@@ -115,9 +118,10 @@ impl GuestBuffers {
 
     /// Writes one byte at an address that [`GuestBuffers::last_writable`] gave.
     pub(super) fn write_byte(&self, addr: GuestAddress, value: u8) {
-        if let Err(error) = self.0.memory.write_obj(value, addr) {
+        match self.0.memory.get_slice(addr, 1) {
+            Ok(slice) => slice.copy_from(&[value]),
             // It was checked when the request was read, and guest memory is never unmapped.
-            tracing::error!("guest memory at {:#x} vanished: {error}", addr.0);
+            Err(error) => tracing::error!("guest memory at {:#x} vanished: {error}", addr.0),
         }
     }
 }

@@ -203,7 +203,7 @@ impl BlkQueue {
 
     /// The driver broke the queue: it gets no further and needs a reset. What is in flight still ends.
     fn fail(&self, error: QueueError) {
-        tracing::warn!(queue = self.index, "the guest's driver broke its disk: {error}");
+        self.disk.shared.complain(self.index, error);
         self.disk.broken.set(true);
         self.interrupt.needs_reset();
     }
@@ -253,6 +253,13 @@ impl Disk {
         match op {
             Op::Read { at, into } => self.backend.read(at, into).await,
             Op::Write { at, from } => self.backend.write(at, from, self.write_flags()).await,
+            // Boxed, as they are rare: every request of the common kinds would be as large as they are.
+            other => Box::pin(self.serve_rare(other)).await,
+        }
+    }
+
+    async fn serve_rare(&self, op: Op) -> Result<(), Error> {
+        match op {
             Op::Flush => self.backend.flush().await,
             Op::Discard(ranges) => {
                 for ZeroRange { range, .. } in ranges {
@@ -267,7 +274,7 @@ impl Disk {
                 }
                 Ok(())
             }
-            Op::Done { .. } => Ok(()),
+            Op::Read { .. } | Op::Write { .. } | Op::Done { .. } => Ok(()),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::config::{ErrorAction, FailedRequest, VirtioBlkConfig};
 use super::request::{ID_LEN, Rules};
 use crate::virtio::features;
+use crate::virtio::queue::QueueError;
 
 /// The changeable properties of a disk.
 pub(super) struct Shared {
@@ -14,12 +15,15 @@ pub(super) struct Shared {
     len: AtomicU64,
     /// The `writeback` field.
     writeback: AtomicBool,
+    /// The log tells of the first misbehaviour of a driver only: it could fill the host's disk otherwise.
+    complained: AtomicBool,
 }
 
 impl Shared {
     pub(super) fn new(config: VirtioBlkConfig, len: u64) -> Self {
         let writeback = AtomicBool::new(config.write_cache);
-        Self { id: config.id(), config, len: AtomicU64::new(len), writeback }
+        let complained = AtomicBool::new(false);
+        Self { id: config.id(), config, len: AtomicU64::new(len), writeback, complained }
     }
 
     pub(super) fn config(&self) -> &VirtioBlkConfig {
@@ -51,6 +55,18 @@ impl Shared {
             self.writeback()
         } else {
             negotiated & features::BLK_FLUSH != 0
+        }
+    }
+
+    /// The driver broke its device: says so in the log.
+    pub(super) fn complain(&self, queue: u16, error: QueueError) {
+        if self.complained.swap(true, Ordering::Relaxed) {
+            tracing::debug!(queue, "the guest's driver broke its disk again: {error}");
+        } else {
+            tracing::warn!(
+                queue,
+                "the guest's driver broke its disk, which needs a reset: {error}"
+            );
         }
     }
 

@@ -194,7 +194,7 @@ impl Worker {
                 heads.map(|parked| parked.head).try_for_each(|head| queue.adopt(head))
             });
             if let Err(error) = started {
-                tracing::warn!(queue = index, "the guest's driver set a queue up wrongly: {error}");
+                self.shared.complain(index, error);
                 disk.broken.set(true);
                 link.interrupt.needs_reset();
             }
