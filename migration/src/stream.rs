@@ -179,12 +179,18 @@ impl Framed {
         Framed { stream, side, torn: false }
     }
 
-    /// Sends our prelude and reads the peer's.
+    /// Exchanges preludes, the source's first: who calls and is no ferry gets no answer.
     pub(crate) fn exchange_preludes(&mut self, timeout: Duration) -> Result<Prelude> {
-        self.write(&mut [Piece::bytes(&Prelude::OURS.encode())])?;
+        if self.side == Side::Source {
+            self.write(&mut [Piece::bytes(&Prelude::OURS.encode())])?;
+        }
         let mut theirs = [0; PRELUDE_LEN];
         self.stream.read_all(&mut [PieceMut::bytes(&mut theirs)], timeout)?;
-        Prelude::decode(theirs)
+        let theirs = Prelude::decode(theirs)?;
+        if self.side == Side::Destination {
+            self.write(&mut [Piece::bytes(&Prelude::OURS.encode())])?;
+        }
+        Ok(theirs)
     }
 
     /// Sends a frame without payload. An error means that the peer cannot have received it whole.

@@ -308,3 +308,14 @@ pub(crate) fn shutdown(fd: BorrowedFd<'_>, side: Side) {
     // SAFETY: no pointers.
     unsafe { libc::shutdown(fd.as_raw_fd(), how) };
 }
+
+/// Has the kernel make room for a slice all at once. Where it cannot (before Linux 5.14), the pages come one
+/// by one when they are written.
+pub(crate) fn populate(slice: GuestSlice<'_>) {
+    // SAFETY: a mapped range of whole pages, whose contents this leaves alone.
+    let done =
+        unsafe { libc::madvise(slice.start().cast(), slice.len(), libc::MADV_POPULATE_WRITE) };
+    if done != 0 {
+        tracing::trace!("populating guest memory: {}", io::Error::last_os_error());
+    }
+}

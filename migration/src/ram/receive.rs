@@ -5,6 +5,11 @@ use std::time::Duration;
 use super::{GuestSlice, PageRun, RamMap};
 use crate::error::{Error, Result};
 use crate::stream::{Frame, Framed, RUN_LEN};
+use crate::sys;
+
+/// Bytes from which on it pays to have the kernel make room before reading. Memory that arrives is memory
+/// that was never touched, and one fault per page costs as much as copying it.
+const POPULATE_FROM: usize = 64 << 10;
 
 /// Reads the payload of a Pages frame into guest memory; returns the number of pages.
 pub(crate) fn pages(
@@ -20,6 +25,9 @@ pub(crate) fn pages(
             "a Pages frame names {bytes} bytes and carries {}",
             frame.payload_len
         )));
+    }
+    for slice in slices.iter().filter(|slice| slice.len() >= POPULATE_FROM) {
+        sys::populate(*slice);
     }
     framed.receive_pages(&slices, timeout)?;
     Ok(frame.body.chunks_exact(RUN_LEN).map(run).map(|r| r.count).sum())
