@@ -1,7 +1,6 @@
 //! What can go wrong while a guest moves: a kind to match on, a context to read, a cause.
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::io;
 
 /// Result of everything in this crate.
@@ -39,7 +38,8 @@ pub enum ErrorKind {
 ///
 /// `Display` gives the context alone and `source` the cause, so that a chain printer does not say
 /// things twice; [`Error::report`] gives the whole on one line.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{context}")]
 pub struct Error {
     kind: ErrorKind,
     context: String,
@@ -107,28 +107,13 @@ impl Error {
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.context)
-    }
-}
-
-impl StdError for Error {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
-    }
-}
-
 /// An error of the operating system with its plain text: the number that the standard library adds tells
 /// a reader nothing.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{}", plain(.0))]
 struct Os(io::Error);
 
-impl fmt::Display for Os {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.to_string();
-        f.write_str(text.split(" (os error").next().unwrap_or(&text))
-    }
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
-
-impl StdError for Os {}

@@ -1,4 +1,21 @@
 //! ferry's live migration: state sections, stream, RAM transfer and the handover.
+//!
+//! This crate knows no device and no KVM. A monitor implements [`machine::SourceMachine`] and
+//! [`machine::DestMachine`] and calls [`source::run()`] and [`dest::run()`], each on a thread of its own; the
+//! rest of the process holds a [`Session`] to watch, tune and cancel it.
+//!
+//! Where to look:
+//!
+//! - [`stream`]: the protocol, with a diagram of a whole migration; [`handshake`]: what both sides compare.
+//! - [`source`] and [`dest`]: who owns the guest at every instant, as two pure state machines. Their `run`
+//!   submodules carry the actions out and decide nothing. `handover_tests` walks all interleavings.
+//! - [`ram`]: pages, from guest memory to guest memory; [`converge`]: when to stop the guest.
+//! - [`state`]: versioned device state, the only part that devices use.
+//! - [`transport`]: sockets of which every wait can be cancelled; [`stats`]: what `query-migrate` shows.
+//!
+//! What is deliberately absent: threads of its own, a clock in decisions, any default that means "no state",
+//! checksums over page contents (the guest changes them while they are sent), and any way back to the guest
+//! after Commit other than the destination's word or the disks' own marks.
 
 mod cancel;
 mod clock;

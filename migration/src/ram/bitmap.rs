@@ -55,13 +55,18 @@ impl PageBitmap {
         }
     }
 
-    /// Adds pages from words as the kernel gives them: bit 0 of the first is page `first`, which must
-    /// be a multiple of 64, as the first page of every region is. Bits out of bounds are ignored.
+    /// Adds pages from words as the kernel gives them: bit 0 of the first is page `first`. Bits out of
+    /// bounds are ignored. Cheapest where `first` is a multiple of 64, as the first page of a region is.
     pub fn or_words(&mut self, first: u64, words: &[u64]) {
-        debug_assert!(first.is_multiple_of(WORD_BITS), "regions start on a word");
         let at = word_of(first).min(self.words.len());
-        for (ours, theirs) in self.words[at..].iter_mut().zip(words) {
-            *ours |= theirs;
+        let shift = first % WORD_BITS;
+        let ours = &mut self.words[at..];
+        for (index, theirs) in words.iter().enumerate() {
+            let Some(low) = ours.get_mut(index) else { break };
+            *low |= theirs << shift;
+            if let (true, Some(high)) = (shift != 0, ours.get_mut(index + 1)) {
+                *high |= theirs >> (WORD_BITS - shift);
+            }
         }
         self.trim();
     }

@@ -21,8 +21,8 @@ fn step() -> impl Strategy<Value = Step> {
         (0u64..400).prop_map(Step::Set),
         (0u64..400).prop_map(Step::Clear),
         (0u64..400, 0u64..300).prop_map(|(a, n)| Step::SetRun(a, n)),
-        (0u64..8, proptest::collection::vec(any::<u64>(), 0..6))
-            .prop_map(|(w, words)| Step::OrWords(w * 64, words)),
+        (0u64..400, proptest::collection::vec(any::<u64>(), 0..6))
+            .prop_map(|(first, words)| Step::OrWords(first, words)),
     ]
 }
 
