@@ -16,9 +16,11 @@ pub mod image;
 pub mod journal;
 pub mod linux;
 pub mod lz4;
+pub mod move_rig;
 pub mod need;
 #[path = "../../resources/bare-metal/src/pattern.rs"]
 pub mod pattern;
+pub mod proxy;
 pub mod qmp;
 pub mod scenario;
 pub mod time;

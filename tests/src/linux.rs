@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::{artifact, binary, command, cpio, image, lz4};
 
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
-const GUEST_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
+const GUEST_MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "pvpanic_mmio"];
 const ROOT_BYTES: u64 = 192 << 20;
 
 /// Debian's kernel and its modules.

@@ -24,7 +24,7 @@ pub fn spawn<T: Send + 'static>(
     builder.spawn(body).unwrap_or_else(|error| panic!("no thread for {name}: {error}"))
 }
 
-/// Asks again every few milliseconds until there is an answer.
+/// Asks again and again until there is an answer: after a millisecond first, later every thirtieth of a second.
 ///
 /// # Errors
 ///
@@ -35,6 +35,7 @@ pub fn poll<T>(
     mut ask: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let deadline = now() + limit;
+    let mut pause = Duration::from_millis(1);
     loop {
         if let Some(answer) = ask()? {
             return Ok(answer);
@@ -42,6 +43,7 @@ pub fn poll<T>(
         if now() >= deadline {
             bail!("{what}: not within {limit:?}");
         }
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(32));
     }
 }
