@@ -1,5 +1,7 @@
 //! How fast a mirror copies a file, beside `cp` and QEMU's mirror (where it is installed) on the same files.
 //!
+//! On a busy machine look at the processor time.
+//!
 //! `cargo bench -p ferry-block --bench mirror [-- DIRECTORY [GIB]]`; the default is 2 GiB in `/dev/shm`.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its result")]
 
@@ -26,10 +28,9 @@ fn main() -> Result<()> {
     run(Command::new("dd")
         .args(["if=/dev/urandom", "bs=1M", "conv=fsync", "status=none"])
         .args([format!("of={}", from.display()), format!("count={}", gib << 10)]))?;
-    let megabytes = (gib << 30) as f64 / 1e6;
-    println!("mirror of {gib} GiB in {directory}, MB/s");
+    println!("mirror of {gib} GiB in {directory}: MB/s and (processor seconds)");
     for round in 0..3 {
-        let cp = timed(&to, gib, || {
+        let dd = timed(&to, gib, || {
             run(Command::new("dd")
                 .args(["bs=1M", "conv=fsync,notrunc", "status=none"])
                 .args([format!("if={}", from.display()), format!("of={}", to.display())]))
@@ -37,26 +38,32 @@ fn main() -> Result<()> {
         let ours = timed(&to, gib, || ferry(&from, &to))?;
         run(Command::new("cmp").args([&from, &to]))?;
         let qemu = timed(&to, gib, || qemu(folder.path(), &from, &to));
-        let qemu = qemu.map_or(f64::NAN, |seconds| megabytes / seconds);
-        println!(
-            "{round}: dd {:.0}  ferry {:.0}  QEMU {qemu:.0}",
-            megabytes / cp,
-            megabytes / ours
-        );
+        let qemu = qemu.unwrap_or_else(|error| format!("none: {error}"));
+        println!("{round}: dd {dd}  ferry {ours}  QEMU {qemu}");
     }
     Ok(())
 }
 
-/// Seconds that `copy` takes with a fresh, sparse target.
-fn timed(to: &Path, gib: u64, copy: impl FnOnce() -> Result<()>) -> Result<f64> {
+/// What `copy` achieves with a fresh, sparse target, and the processor time that it takes.
+fn timed(to: &Path, gib: u64, copy: impl FnOnce() -> Result<()>) -> Result<String> {
     if to.exists() {
         std::fs::remove_file(to)?;
     }
     std::fs::File::create(to)?.set_len(gib << 30)?;
-    let clock = Clock::real();
+    let (clock, used) = (Clock::real(), processor_seconds()?);
     let start = clock.now();
     copy()?;
-    Ok((clock.now() - start) as f64 / 1e9)
+    let seconds = (clock.now() - start) as f64 / 1e9;
+    let rate = (gib << 30) as f64 / 1e6 / seconds;
+    Ok(format!("{rate:.0} ({:.2})", processor_seconds()? - used))
+}
+
+/// Processor time of this process and of the children it has waited for: proc(5), stat fields 14 to 17.
+fn processor_seconds() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit_once(')').context("stat of this process")?.1.split_whitespace();
+    let ticks: f64 = fields.skip(11).take(4).filter_map(|field| field.parse::<f64>().ok()).sum();
+    Ok(ticks / 100.0)
 }
 
 fn run(command: &mut Command) -> Result<()> {
