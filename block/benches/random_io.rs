@@ -5,6 +5,8 @@
 //! `cargo bench -p ferry-block --bench random_io [-- DIRECTORY [SECONDS]]`; the default directory
 //! is `/dev/shm`.
 
+#![expect(clippy::print_stdout, reason = "prints a table")]
+
 use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;

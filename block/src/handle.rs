@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
@@ -13,6 +14,8 @@ use crate::graph::BlockGraph;
 thread_local! {
     /// The graphs whose home is this thread, by number.
     static AT_HOME: RefCell<Vec<(u64, BlockGraph)>> = const { RefCell::new(Vec::new()) };
+    /// The calls under way on this thread.
+    static CALLS: RefCell<Vec<Rc<dyn GiveUp>>> = const { RefCell::new(Vec::new()) };
 }
 
 static NEXT_GRAPH: AtomicU64 = AtomicU64::new(1);
@@ -44,6 +47,18 @@ struct Answer<R: Send + 'static> {
     caller: Option<Remote>,
 }
 
+/// A call of any result that will never be answered.
+trait GiveUp {
+    fn give_up(&self);
+}
+
+impl<R: Send + 'static> GiveUp for Answer<R> {
+    fn give_up(&self) {
+        let context = "the block layer's thread has ended";
+        self.send(Err(Error::new(ErrorKind::Disconnected, context)));
+    }
+}
+
 impl<R: Send + 'static> Answer<R> {
     fn send(&self, result: Result<R>) {
         let reply = Arc::clone(&self.reply);
@@ -56,8 +71,7 @@ impl<R: Send + 'static> Answer<R> {
 
 impl<R: Send + 'static> Drop for Answer<R> {
     fn drop(&mut self) {
-        let context = "the block layer's thread has ended";
-        self.send(Err(Error::new(ErrorKind::Disconnected, context)));
+        self.give_up();
     }
 }
 
@@ -87,7 +101,7 @@ impl BlockHandle {
     pub fn new(graph: &BlockGraph) -> BlockHandle {
         let remote = graph.executor().remote();
         AT_HOME.with_borrow_mut(|graphs| {
-            let known = graphs.iter().find(|(_, other)| std::rc::Rc::ptr_eq(&other.0, &graph.0));
+            let known = graphs.iter().find(|(_, other)| Rc::ptr_eq(&other.0, &graph.0));
             let number = known
                 .map_or_else(|| NEXT_GRAPH.fetch_add(1, Ordering::Relaxed), |(number, _)| *number);
             if known.is_none() {
@@ -97,8 +111,11 @@ impl BlockHandle {
         })
     }
 
-    /// Lets go of the graphs of this thread, at its end.
+    /// Lets go of the graphs of this thread, at its end, and tells who still waits for an answer.
     pub(crate) fn leave_home() {
+        for call in CALLS.take() {
+            call.give_up();
+        }
         let graphs = AT_HOME.take();
         drop(graphs);
     }
@@ -168,7 +185,16 @@ impl BlockHandle {
             // Without a graph the answer is dropped, which tells the caller.
             let Some(graph) = graph else { return };
             let future = call(graph);
-            drop(executor.spawn(async move { answer.send(Ok(future.await)) }));
+            let answer = Rc::new(answer);
+            CALLS.with_borrow_mut(|calls| calls.push(answer.clone()));
+            drop(executor.spawn(async move {
+                let result = future.await;
+                answer.send(Ok(result));
+                let this = Rc::as_ptr(&answer).addr();
+                CALLS.with_borrow_mut(|calls| {
+                    calls.retain(|call| Rc::as_ptr(call).addr() != this);
+                });
+            }));
         });
         reply
     }

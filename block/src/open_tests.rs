@@ -1,1 +1,85 @@
+use super::*;
+use crate::clock::Clock;
+use crate::executor::Executor;
 
+fn graph() -> (Executor, BlockGraph) {
+    let executor = Executor::new(Clock::real()).unwrap();
+    (executor.clone(), BlockGraph::new(executor))
+}
+
+fn refusal(options: &BlockdevOptions) -> String {
+    let (executor, graph) = graph();
+    executor.block_on(graph.open(options)).unwrap_err().to_string()
+}
+
+#[test]
+fn members_that_do_not_belong_or_are_missing_are_named() {
+    let file = BlockdevOptions::new(DriverName::File);
+    assert_eq!(refusal(&file), "Parameter 'filename' is missing");
+    assert_eq!(refusal(&BlockdevOptions::new(DriverName::Raw)), "Parameter 'file' is missing");
+    let odd = BlockdevOptions { read_zeroes: Some(true), ..BlockdevOptions::file("x") };
+    assert_eq!(refusal(&odd), "Parameter 'read-zeroes' is unexpected");
+    let odd =
+        BlockdevOptions { filename: Some("x".into()), ..BlockdevOptions::new(DriverName::NullCo) };
+    assert_eq!(refusal(&odd), "Parameter 'filename' is unexpected");
+    let name = Some(FileRef::Name("nobody".into()));
+    let odd = BlockdevOptions { file: name, ..BlockdevOptions::new(DriverName::Raw) };
+    assert_eq!(refusal(&odd), "Cannot find device='' nor node-name='nobody'");
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused() {
+    let null = BlockdevOptions::new(DriverName::NullCo);
+    let odd = BlockdevOptions { detect_zeroes: Some(DetectZeroes::Unmap), ..null.clone() };
+    assert!(refusal(&odd).contains("detect-zeroes to unmap"));
+    let odd = BlockdevOptions { force_share: Some(true), ..null.clone() };
+    assert_eq!(refusal(&odd), "force-share=on can only be used with read-only images");
+    let cache = CacheOptions { direct: None, no_flush: Some(true) };
+    assert!(refusal(&BlockdevOptions { cache: Some(cache), ..null }).contains("no-flush"));
+}
+
+#[test]
+fn a_nested_node_takes_over_what_it_does_not_say() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let (executor, graph) = graph();
+    let options = BlockdevOptions {
+        node_name: Some("n0".into()),
+        read_only: Some(true),
+        active: Some(false),
+        ..BlockdevOptions::raw_file(file.path().to_str().unwrap())
+    };
+    let node = executor.block_on(graph.open(&options)).unwrap();
+    let below = node.children()[0].node();
+    assert!(below.is_read_only() && !below.is_active() && !node.is_active());
+    assert_eq!(
+        (node.options().discard, below.options().discard),
+        (DiscardMode::Ignore, DiscardMode::Unmap)
+    );
+    assert!(below.name().starts_with("#block") && graph.is_owned(&node) && !graph.is_owned(&below));
+    assert_eq!(node.filename(), below.filename());
+}
+
+#[test]
+fn nesting_without_end_is_refused() {
+    let mut options = BlockdevOptions::file("x");
+    for _ in 0..1000 {
+        let file = Some(FileRef::Nested(Box::new(options)));
+        options = BlockdevOptions { file, ..BlockdevOptions::new(DriverName::Raw) };
+    }
+    assert_eq!(refusal(&options), "nodes are nested too deeply");
+}
+
+#[test]
+fn a_null_disk_reads_zeroes_when_asked_to() {
+    let (executor, graph) = graph();
+    let options = BlockdevOptions {
+        size: Some(4096),
+        read_zeroes: Some(true),
+        latency_ns: Some(1000),
+        ..BlockdevOptions::new(DriverName::NullCo)
+    };
+    let node = executor.block_on(graph.open(&options)).unwrap();
+    let buf = crate::IoBuf::from_vec(&[1; 100]);
+    executor.block_on(node.read(0, buf.clone())).unwrap();
+    assert!(node.len() == 4096 && buf.is_zero());
+}

@@ -374,13 +374,18 @@ impl Executor {
         };
         shared.announce_sleep();
         // What arrived between the last look and the announcement must keep us awake.
-        if !inner.pollers.arm_all() && !shared.has_pending() {
+        let engine = inner.engine.get();
+        let found = inner.pollers.arm_all() | engine.is_some_and(Engine::arm);
+        if !found && !shared.has_pending() {
             let timeout =
                 deadline.map(|at| Duration::from_nanos(at.saturating_sub(inner.clock.now())));
             reactor.wait(timeout);
             inner.reactor_seen.set(inner.clock.now());
         }
         inner.pollers.disarm_all();
+        if let Some(engine) = engine {
+            engine.disarm();
+        }
         shared.announce_awake();
     }
 }

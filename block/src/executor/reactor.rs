@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 
 /// Token of the eventfd that other threads write; descriptors' tokens are their numbers.
 const WAKE_TOKEN: u64 = u64::MAX;
-/// Token of the io_uring.
+/// Token of the eventfd that the kernel writes for the io_uring.
 const RING_TOKEN: u64 = u64::MAX - 1;
 /// Events taken per look.
 const BATCH: usize = 64;
@@ -57,7 +57,7 @@ impl Reactor {
 
     /// Makes completions of the ring end a sleep.
     pub(super) fn watch_ring(&self, fd: RawFd) {
-        let event = EpollEvent::new(EventSet::IN, RING_TOKEN);
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, RING_TOKEN);
         if let Err(error) = self.epoll.ctl(ControlOperation::Add, fd, event) {
             tracing::error!("completions of disk requests cannot wake this thread: {error}");
         }

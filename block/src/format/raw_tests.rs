@@ -1,1 +1,86 @@
+use super::*;
+use crate::clock::Clock;
+use crate::executor::Executor;
+use crate::open::{BlockdevOptions, DriverName, FileRef};
+use crate::{BackendKind, EdgePerms};
 
+fn graph() -> (Executor, BlockGraph, tempfile::NamedTempFile) {
+    let executor = Executor::new(Clock::real()).unwrap();
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    std::fs::write(file.path(), (0..=255).cycle().take(1 << 16).collect::<Vec<u8>>()).unwrap();
+    (executor.clone(), BlockGraph::new(executor), file)
+}
+
+fn window(path: &str, offset: u64, size: Option<u64>) -> BlockdevOptions {
+    BlockdevOptions { offset: Some(offset), size, ..BlockdevOptions::raw_file(path) }
+}
+
+#[test]
+fn a_window_shows_and_changes_only_its_bytes() {
+    let (executor, graph, file) = graph();
+    let path = file.path().to_str().unwrap();
+    executor.block_on(async {
+        let node = graph.open(&window(path, 1000, Some(500))).await.unwrap();
+        assert_eq!(node.len(), 500);
+        let root =
+            graph.add_backend(BackendKind::Device, "d0", &node, EdgePerms::READ_WRITE).unwrap();
+        let buf = IoBuf::alloc(500);
+        root.read(0, buf.clone()).await.unwrap();
+        assert_eq!(buf.to_vec(), std::fs::read(path).unwrap()[1000..1500]);
+        root.write(0, IoBuf::from_vec(&[7; 500]), WriteFlags::NONE).await.unwrap();
+        root.write_zeroes(10..20, WriteFlags::NONE).await.unwrap();
+        let bytes = std::fs::read(path).unwrap();
+        assert_eq!((bytes[999], bytes[1000], bytes[1010], bytes[1499]), (231, 7, 0, 7));
+        assert_eq!(bytes[1500], 220);
+        assert!(root.write(499, IoBuf::alloc(2), WriteFlags::NONE).await.is_err());
+        let error = root.resize(600).await.unwrap_err();
+        assert!(error.to_string().contains("Cannot resize fixed-size raw disks"), "{error}");
+    });
+}
+
+#[test]
+fn without_a_size_the_window_follows_the_file() {
+    let (executor, graph, file) = graph();
+    let path = file.path().to_str().unwrap();
+    executor.block_on(async {
+        let node = graph.open(&window(path, 4096, None)).await.unwrap();
+        assert_eq!(node.len(), (1 << 16) - 4096);
+        let _root = graph.add_backend(BackendKind::Device, "d0", &node, EdgePerms::READ_WRITE);
+        node.resize(8192).await.unwrap();
+        assert_eq!((node.len(), std::fs::read(path).unwrap().len()), (8192, 12288));
+    });
+}
+
+#[test]
+fn a_window_that_leaves_the_file_is_refused() {
+    let (executor, graph, file) = graph();
+    let path = file.path().to_str().unwrap();
+    for (offset, size) in [(0, Some((1 << 16) + 1)), (1 << 17, None), (u64::MAX, Some(2))] {
+        let error = executor.block_on(graph.open(&window(path, offset, size))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(graph.nodes().is_empty());
+    }
+}
+
+#[test]
+fn two_windows_of_one_node_share_it_for_reading() {
+    let (executor, graph, file) = graph();
+    let path = file.path().to_str().unwrap();
+    executor.block_on(async {
+        let name = Some("whole".to_owned());
+        let file = BlockdevOptions { node_name: name, ..BlockdevOptions::file(path) };
+        graph.open(&file).await.unwrap();
+        let half = |offset| BlockdevOptions {
+            file: Some(FileRef::Name("whole".into())),
+            offset: Some(offset),
+            size: Some(1 << 15),
+            ..BlockdevOptions::new(DriverName::Raw)
+        };
+        let first = graph.open(&half(0)).await.unwrap();
+        let second = graph.open(&half(1 << 15)).await.unwrap();
+        let _a = graph.add_backend(BackendKind::Device, "a", &first, EdgePerms::READ).unwrap();
+        let _b = graph.add_backend(BackendKind::Device, "b", &second, EdgePerms::READ).unwrap();
+        let writer = graph.add_backend(BackendKind::Export, "c", &second, EdgePerms::READ_WRITE);
+        assert_eq!(writer.unwrap_err().kind(), ErrorKind::PermissionConflict);
+    });
+}

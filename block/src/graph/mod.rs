@@ -134,7 +134,9 @@ impl BlockGraph {
             graph: Rc::downgrade(&self.0),
         }));
         node.0.parents.borrow_mut().push(Rc::downgrade(&edge.0));
-        if let PermRule::Fixed(perms) = rule {
+        if let PermRule::Fixed(perms) = rule
+            && perms != EdgePerms::IDLE
+        {
             // Refused: dropping the edge takes it out of the node's parents again.
             perms::grant(vec![(edge.clone(), perms)])?;
         }

@@ -57,7 +57,8 @@ impl Plan {
                 return Err(Error::new(ErrorKind::ReadOnly, context));
             }
             let parents = node.0.live_parents();
-            for wants in &parents {
+            // Newest first: a message should speak of what was just asked for.
+            for wants in parents.iter().rev() {
                 for minds in parents.iter().filter(|minds| !Rc::ptr_eq(&minds.0, &wants.0)) {
                     let clash = self.of_edge(wants).needs & !self.of_edge(minds).shares;
                     if !clash.is_empty() {

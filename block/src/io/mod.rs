@@ -115,7 +115,19 @@ impl Engine {
         Engine { pool: OnceCell::new(), ring, table, remote }
     }
 
-    /// What becomes readable when completions arrive.
+    /// This thread is about to sleep; whether there are completions already.
+    pub(crate) fn arm(&self) -> bool {
+        self.ring.as_ref().is_some_and(Ring::arm)
+    }
+
+    /// This thread is awake.
+    pub(crate) fn disarm(&self) {
+        if let Some(ring) = &self.ring {
+            ring.disarm();
+        }
+    }
+
+    /// What becomes readable when completions arrive after [`arm`](Engine::arm).
     pub(crate) fn ring_fd(&self) -> Option<RawFd> {
         self.ring.as_ref().map(Ring::fd)
     }

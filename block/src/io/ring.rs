@@ -8,8 +8,10 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
+use std::sync::atomic::{Ordering, fence};
 
 use io_uring::{IoUring, opcode, squeue, types};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::op::{Held, Op, OpTable};
 use super::{OpenFile, Verb};
@@ -29,6 +31,9 @@ pub(super) struct Ring {
     queued: Cell<usize>,
     /// Whether completions can only arrive while this thread is in the kernel.
     deferred: bool,
+    /// What the kernel writes when completions arrive while this thread sleeps. Polling the ring
+    /// itself would not do: with deferred task work it need not become readable.
+    eventfd: EventFd,
 }
 
 impl Ring {
@@ -52,7 +57,25 @@ impl Ring {
             })
             .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(ENTRIES))?;
         Self::check(&ring)?;
-        Ok(Ring { ring: RefCell::new(ring), table, queued: Cell::new(0), deferred })
+        let eventfd = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+        ring.submitter().register_eventfd(eventfd.as_raw_fd())?;
+        let ring =
+            Ring { ring: RefCell::new(ring), table, queued: Cell::new(0), deferred, eventfd };
+        ring.disarm();
+        Ok(ring)
+    }
+
+    /// Asks for the eventfd to be written; whether there are completions already.
+    pub(super) fn arm(&self) -> bool {
+        self.ring.borrow_mut().completion().enable_eventfd();
+        // The kernel queues work and then looks at the flag; this is the other half.
+        fence(Ordering::SeqCst);
+        self.has_completions()
+    }
+
+    /// This thread is awake: writing the eventfd would be wasted.
+    pub(super) fn disarm(&self) {
+        self.ring.borrow_mut().completion().disable_eventfd();
     }
 
     /// Refuses kernels whose rings lack what we use.
@@ -74,8 +97,9 @@ impl Ring {
         Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's rings are too old"))
     }
 
+    /// The descriptor that becomes readable after [`arm`](Ring::arm).
     pub(super) fn fd(&self) -> RawFd {
-        self.ring.borrow().as_raw_fd()
+        self.eventfd.as_raw_fd()
     }
 
     /// Queues a request; it leaves at the end of this turn.

@@ -203,6 +203,9 @@ impl BlockNode {
     /// Fills `into` with the bytes from `at`.
     pub async fn read(&self, at: u64, into: IoBuf) -> Result<()> {
         let range = self.check_range("read", at, into.len())?;
+        if range.is_empty() {
+            return Ok(());
+        }
         let op = self.begin(OpKind::Read, &range);
         let result = if self.is_simple(at, &into) {
             self.0.driver.read(at, into).await
@@ -217,6 +220,9 @@ impl BlockNode {
     pub async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
         let range = self.check_range("write", at, from.len())?;
         self.check_writable("write")?;
+        if range.is_empty() {
+            return Ok(());
+        }
         let op = self.begin(OpKind::Write, &range);
         let detect = self.0.options.detect_zeroes;
         let result = if detect != DetectZeroes::Off && from.is_zero() {
@@ -360,6 +366,10 @@ impl BlockNode {
 
     #[cold]
     fn explain(&self, error: Error, verb: &str) -> Error {
+        if error.kind() == ErrorKind::Locked {
+            // It begins with the words that scripts look for, and names the file itself.
+            return error;
+        }
         error.context(format!("cannot {verb} node '{}'", self.name()))
     }
 
