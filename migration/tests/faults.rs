@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -109,13 +110,26 @@ fn an_answer_lost_after_commit_is_decided_by_the_disks() {
     let ends = UnixStream::pair().unwrap();
     let wire = Arc::new(ends.0.try_clone().unwrap());
     let source = small();
-    let dest = source.destination().faulty(Fault::Cut("activate", wire));
+    let dest = source.destination().faulty(Fault::Cut("activate", wire, Shutdown::Both));
     let run = start(source, dest, ends, Tuning::default());
     let (source, dest) = (run.source.join().unwrap(), run.dest.join().unwrap());
     assert_eq!(dest.end, dest::End::Arrived);
     assert_eq!(source.end, source::End::Moved);
     assert!(source.report().contains("did not confirm, but it holds the disks"));
     assert!(!source.machine.guest.is_running());
+}
+
+#[test]
+fn commit_is_not_sent_to_a_destination_that_cannot_answer_any_more() {
+    let ends = UnixStream::pair().unwrap();
+    let wire = Arc::new(ends.1.try_clone().unwrap());
+    let source = small().faulty(Fault::Cut("inactivate", wire, Shutdown::Write));
+    let dest = source.destination();
+    let run = start(source, dest, ends, Tuning::default());
+    let (source, dest) = (run.source.join().unwrap(), run.dest.join().unwrap());
+    assert_stayed(&source);
+    assert_eq!(dest.end, dest::End::Failed);
+    assert!(!dest.machine.calls.contains(&"activate"));
 }
 
 #[test]

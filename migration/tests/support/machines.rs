@@ -52,8 +52,8 @@ pub enum Fault {
     Die(&'static str),
     /// Somebody cancels there.
     Cancel(&'static str, Arc<Mutex<Option<Result<bool>>>>),
-    /// The connection breaks there, both ways.
-    Cut(&'static str, Arc<UnixStream>),
+    /// This end of the connection is shut there, in this direction.
+    Cut(&'static str, Arc<UnixStream>, Shutdown),
 }
 
 impl Fault {
@@ -68,8 +68,8 @@ impl Fault {
                 outcome.lock().unwrap().get_or_insert_with(|| session.expect("watched").cancel());
                 Ok(())
             }
-            Fault::Cut(at, wire) if *at == step => {
-                wire.shutdown(Shutdown::Both).unwrap();
+            Fault::Cut(at, wire, how) if *at == step => {
+                wire.shutdown(*how).unwrap();
                 Ok(())
             }
             _ => Ok(()),
