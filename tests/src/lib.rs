@@ -14,6 +14,7 @@ pub mod guest;
 pub mod host;
 pub mod image;
 pub mod journal;
+pub mod lab;
 pub mod linux;
 pub mod lz4;
 pub mod move_rig;

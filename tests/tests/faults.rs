@@ -1,150 +1,241 @@
-//! Migrations that fail before the commit point: the source runs on as if nothing had happened, and the
-//! next attempt succeeds.
+//! Whatever happens to a migration before its commit, the source goes on as if nothing had happened.
 
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ferry_tests::move_rig::{Moving, STEP};
+use ferry_tests::lab::{self, LIMIT, Lab};
 use ferry_tests::need::{self, Need};
-use ferry_tests::proxy::{Fault, Proxy};
+use ferry_tests::qmp::Qmp;
 use ferry_tests::time;
+use ferry_tests::vm::{Spec, Vm};
 use serde_json::json;
 
-/// Bytes into the stream: in the handshake, at the first pages, and in the middle of memory.
-const MOMENTS: [u64; 4] = [5, 700, 300_000, 30 << 20];
+const KVM: &[Need] = &[Need::Kvm];
+const WORDS: &str = "workload=verify,dirty init=zero mem_mib=64 dirty_mib_s=50 disk_iops=1000";
+/// Moments of a migration, as bytes on the wire and as time.
+const BYTES: [u64; 5] = [0, 100, 5000, 1 << 20, 20 << 20];
+const DELAYS: [u64; 5] = [0, 5, 50, 200, 600];
 
-/// Tries to migrate through a proxy with this fault; `query-migrate` afterwards.
-fn attempt(moving: &mut Moving, fault: Fault, after: u64) -> Result<serde_json::Value> {
-    let disk = moving.spec.disks[0].path.clone();
-    let (mut target, socket) = moving.destination(&disk)?;
-    let proxy = Proxy::start(&moving.fresh("proxy"), &socket, fault, after)?;
-    let answer = moving.migrate(&proxy.uri())?;
-    let status = target.wait(STEP).context("a destination without a guest must end")?;
-    ensure!(!status.success(), "it ended with {status}");
-    ensure!(!target.complaints().is_empty(), "it ended without a word");
-    Ok(answer)
+/// A running source, slow enough that every moment of its migration can be hit.
+struct Source {
+    lab: Lab,
+    spec: Spec,
+    vm: Vm,
+    qmp: Qmp,
+    disk: PathBuf,
+    migrations: usize,
+}
+
+impl Source {
+    fn new() -> Result<Source> {
+        let lab = Lab::new()?;
+        let (spec, disk) = lab.with_disk(WORDS, 8)?;
+        let vm = lab.run(&spec)?;
+        let mut qmp = vm.qmp()?;
+        qmp.call("migrate-set-parameters", json!({ "max-bandwidth": 80 << 20 }))?;
+        Ok(Source { lab, spec, vm, qmp, disk, migrations: 0 })
+    }
+
+    fn destination(&mut self) -> Result<(Vm, PathBuf)> {
+        self.migrations += 1;
+        let name = format!("m{}.sock", self.migrations);
+        let (vm, _) = self.lab.destination(&self.spec, &name)?;
+        Ok((vm, self.lab.path(&name)))
+    }
+
+    fn migrate(&mut self, to: &Path) -> Result<()> {
+        self.qmp.call("migrate", json!({ "uri": format!("unix:{}", to.display()) })).map(drop)
+    }
+
+    /// The migration has failed or was cancelled, and the guest is as it was.
+    fn unharmed(&mut self, expected: &str) -> Result<()> {
+        let answer = lab::migrated(&mut self.qmp)?;
+        ensure!(answer["status"] == expected, "not {expected}: {answer}");
+        if expected == "failed" {
+            let why = answer["error-desc"].as_str().unwrap_or_default();
+            ensure!(!why.is_empty(), "it does not say why: {answer}");
+        }
+        ensure!(lab::state(&mut self.qmp)? == "running", "{}", self.vm.complaints());
+        self.vm.console.wait_dot(LIMIT)
+    }
+
+    /// After everything that went wrong one migration succeeds, and nothing was lost.
+    fn finish(mut self) -> Result<()> {
+        self.qmp.call("migrate-set-parameters", json!({ "max-bandwidth": 10_u64 << 30 }))?;
+        let (target, socket) = self.destination()?;
+        self.migrate(&socket)?;
+        let answer = lab::migrated(&mut self.qmp)?;
+        ensure!(answer["status"] == "completed", "{answer}; {}", target.complaints());
+        target.console.wait_dot(LIMIT)?;
+        lab::finish(&target)?;
+        let verdict = lab::verdict(&target)?;
+        drop((self.vm, target));
+        lab::holds(&self.disk, verdict, 4096)
+    }
+}
+
+/// What a meddling connection does with what it has passed on.
+#[derive(Clone, Copy)]
+enum Meddle {
+    /// Breaks the connection.
+    Cut,
+    /// Changes one byte and goes on.
+    Flip,
+    /// Takes nothing more, and keeps the connection.
+    Stall,
+}
+
+/// Listens at a new socket and passes everything on to `to`, until `after` bytes went by.
+fn meddler(listen: &Path, to: &Path, after: u64, how: Meddle) -> Result<()> {
+    let listener = UnixListener::bind(listen)?;
+    let to = to.to_owned();
+    time::spawn("meddler", move || {
+        let Ok((near, _)) = listener.accept() else { return };
+        let Ok(far) = UnixStream::connect(to) else { return };
+        let (Ok(near_answers), Ok(far_answers)) = (near.try_clone(), far.try_clone()) else {
+            return;
+        };
+        time::spawn("answers", move || pass(far_answers, near_answers, u64::MAX, Meddle::Cut));
+        pass(near, far, after, how);
+    });
+    Ok(())
+}
+
+fn pass(mut from: UnixStream, mut to: UnixStream, after: u64, how: Meddle) {
+    let mut buffer = [0; 16384];
+    let mut passed = 0_u64;
+    let mut meddled = false;
+    while let Ok(len) = from.read(&mut buffer) {
+        if len == 0 {
+            break;
+        }
+        if !meddled && passed + len as u64 > after {
+            meddled = true;
+            match how {
+                Meddle::Cut => break,
+                Meddle::Flip => buffer[usize::try_from(after - passed).unwrap_or(0)] ^= 0x10,
+                Meddle::Stall => std::thread::sleep(Duration::from_secs(3600)),
+            }
+        }
+        passed += len as u64;
+        if to.write_all(&buffer[..len]).is_err() {
+            break;
+        }
+    }
+    // The other side sees the end as soon as we do.
+    from.shutdown(Shutdown::Both).ok();
+    to.shutdown(Shutdown::Both).ok();
+}
+
+/// One migration through a meddler for each moment.
+fn meddled(how: Meddle) -> Result<()> {
+    let mut source = Source::new()?;
+    for after in BYTES {
+        let (target, socket) = source.destination()?;
+        let proxy = source.lab.path(&format!("p{}.sock", source.migrations));
+        meddler(&proxy, &socket, after, how)?;
+        source.migrate(&proxy)?;
+        if matches!(how, Meddle::Stall) {
+            std::thread::sleep(Duration::from_millis(500));
+            source.qmp.call("migrate_cancel", json!({}))?;
+        }
+        let expected = if matches!(how, Meddle::Stall) { "cancelled" } else { "failed" };
+        source.unharmed(expected).with_context(|| format!("after {after} bytes"))?;
+        ensure!(target.console.dots().is_empty(), "the guest runs twice");
+    }
+    source.finish()
 }
 
 #[test]
-fn a_flipped_bit() {
-    need::test(&[Need::Kvm], || {
-        let mut moving = Moving::start()?;
-        // In the middle of a page nobody can see it: contents carry no checksum, frames do.
-        for after in &MOMENTS[..2] {
-            let answer = attempt(&mut moving, Fault::FlipBit, *after)?;
-            ensure!(answer["status"] == "failed", "after {after}: {answer}");
-            ensure!(answer["error-desc"].is_string(), "after {after}: {answer}");
-            moving.still_here()?;
-        }
-        moving.arrive()
-    });
+fn a_broken_connection() {
+    need::test(KVM, || meddled(Meddle::Cut));
 }
 
 #[test]
-fn a_cut_connection() {
-    need::test(&[Need::Kvm], || {
-        let mut moving = Moving::start()?;
-        for after in MOMENTS {
-            let answer = attempt(&mut moving, Fault::Cut, after)?;
-            ensure!(answer["status"] == "failed", "after {after}: {answer}");
-            moving.still_here()?;
-        }
-        moving.arrive()
-    });
+fn a_corrupt_stream() {
+    need::test(KVM, || meddled(Meddle::Flip));
 }
 
 #[test]
-fn a_full_pipe_and_a_cancel() {
-    need::test(&[Need::Kvm], || {
-        let mut moving = Moving::start()?;
-        for after in MOMENTS {
-            let disk = moving.spec.disks[0].path.clone();
-            let (mut target, socket) = moving.destination(&disk)?;
-            let proxy = Proxy::start(&moving.fresh("proxy"), &socket, Fault::Stall, after)?;
-            moving.qmp.call("migrate", json!({ "uri": proxy.uri() }))?;
-            time::poll("a stuck pipe", STEP, || Ok((proxy.passed() == after).then_some(())))?;
-            std::thread::sleep(Duration::from_millis(300));
-            let asked = time::now();
-            moving.qmp.call("migrate_cancel", json!({}))?;
-            let answer = moving.ended()?;
-            ensure!(answer["status"] == "cancelled", "after {after}: {answer}");
-            ensure!(
-                asked.elapsed() < Duration::from_secs(10),
-                "a cancel took {:?}",
-                asked.elapsed()
-            );
-            moving.still_here()?;
-            target.kill()?;
-        }
-        moving.arrive()
-    });
+fn a_full_pipe_can_be_cancelled() {
+    need::test(KVM, || meddled(Meddle::Stall));
 }
 
 #[test]
 fn a_killed_destination() {
-    need::test(&[Need::Kvm], || {
-        let mut moving = Moving::start()?;
-        for after in MOMENTS {
-            let disk = moving.spec.disks[0].path.clone();
-            let (mut target, socket) = moving.destination(&disk)?;
-            let proxy = Proxy::start(&moving.fresh("proxy"), &socket, Fault::None, 0)?;
-            // Slow enough to be hit at the chosen moment.
-            let slow = json!({ "max-bandwidth": 20 << 20 });
-            moving.qmp.call("migrate-set-parameters", slow)?;
-            moving.qmp.call("migrate", json!({ "uri": proxy.uri() }))?;
-            time::poll("enough bytes", STEP, || Ok((proxy.passed() >= after).then_some(())))?;
+    need::test(KVM, || {
+        let mut source = Source::new()?;
+        for delay in DELAYS {
+            let (mut target, socket) = source.destination()?;
+            source.migrate(&socket)?;
+            std::thread::sleep(Duration::from_millis(delay));
             target.kill()?;
-            let answer = moving.ended()?;
-            ensure!(answer["status"] == "failed", "after {after}: {answer}");
-            moving.still_here()?;
+            source.unharmed("failed").with_context(|| format!("after {delay} ms"))?;
         }
-        moving.qmp.call("migrate-set-parameters", json!({ "max-bandwidth": 0 }))?;
-        moving.arrive()
+        source.finish()
     });
 }
 
 #[test]
-fn cancels_at_any_moment_and_nobody_listening() {
-    need::test(&[Need::Kvm], || {
-        let mut moving = Moving::start()?;
-        let nobody = moving.fresh("nobody");
-        let answer = moving.migrate(&format!("unix:{}", nobody.display()))?;
-        ensure!(answer["status"] == "failed", "{answer}");
-        moving.still_here()?;
-        for delay in [0, 3, 10, 40] {
-            let disk = moving.spec.disks[0].path.clone();
-            let (mut target, socket) = moving.destination(&disk)?;
-            moving.qmp.call("migrate-set-parameters", json!({ "max-bandwidth": 200 << 20 }))?;
-            let uri = format!("unix:{}", socket.display());
-            moving.qmp.call("migrate", json!({ "uri": uri }))?;
+fn a_cancel_at_any_moment() {
+    need::test(KVM, || {
+        let mut source = Source::new()?;
+        for delay in DELAYS {
+            let (mut target, socket) = source.destination()?;
+            source.migrate(&socket)?;
             std::thread::sleep(Duration::from_millis(delay));
-            moving.qmp.call("migrate_cancel", json!({}))?;
-            let answer = moving.ended()?;
-            ensure!(answer["status"] == "cancelled", "after {delay} ms: {answer}");
-            moving.still_here()?;
-            let status = target.wait(STEP)?;
+            source.qmp.call("migrate_cancel", json!({}))?;
+            source.unharmed("cancelled").with_context(|| format!("after {delay} ms"))?;
+            let status = target.wait(LIMIT)?;
             ensure!(!status.success(), "the destination ended with {status}");
         }
-        moving.qmp.call("migrate-set-parameters", json!({ "max-bandwidth": 0 }))?;
-        moving.arrive()
+        source.finish()
     });
 }
 
 #[test]
-fn a_destination_that_does_not_fit_says_why() {
-    need::test(&[Need::Kvm], || {
-        let mut moving = Moving::start()?;
-        let disk = moving.spec.disks[0].path.clone();
-        let right = moving.spec.clone();
-        moving.spec.memory_mib = 192;
-        let (mut target, socket) = moving.destination(&disk)?;
-        moving.spec = right;
-        let answer = moving.migrate(&format!("unix:{}", socket.display()))?;
-        ensure!(answer["status"] == "failed", "{answer}");
-        let why = answer["error-desc"].as_str().unwrap_or_default().to_owned();
-        ensure!(why.contains("memory"), "{why}");
-        ensure!(!target.wait(STEP)?.success(), "{}", target.describe());
-        moving.still_here()?;
-        moving.arrive()
+fn nobody_listens() {
+    need::test(KVM, || {
+        let mut source = Source::new()?;
+        let nowhere = source.lab.path("nowhere.sock");
+        source.migrate(&nowhere)?;
+        source.unharmed("failed")?;
+        source.finish()
+    });
+}
+
+#[test]
+fn a_destination_that_is_another_machine_refuses() {
+    need::test(KVM, || {
+        let mut source = Source::new()?;
+        let mut other = source.spec.clone();
+        other.memory_mib += 16;
+        let (target, _) = source.lab.destination(&other, "other.sock")?;
+        let socket = source.lab.path("other.sock");
+        source.migrate(&socket)?;
+        source.unharmed("failed")?;
+        ensure!(target.console.dots().is_empty(), "the guest runs twice");
+        source.finish()
+    });
+}
+
+#[test]
+fn a_killed_source_leaves_no_half_guest() {
+    need::test(KVM, || {
+        for delay in [5, 100] {
+            let mut source = Source::new()?;
+            let (mut target, socket) = source.destination()?;
+            source.migrate(&socket)?;
+            std::thread::sleep(Duration::from_millis(delay));
+            source.vm.kill()?;
+            let status = target.wait(LIMIT)?;
+            ensure!(!status.success(), "the destination ended with {status}");
+            ensure!(target.console.dots().is_empty(), "half a guest ran");
+        }
+        Ok(())
     });
 }
