@@ -18,6 +18,8 @@ pub enum End {
     Reset,
     /// A 16-bit write to a port, for ACPI power-off.
     Port(u16, u16),
+    /// An exception that nobody can take: a triple fault.
+    Fault,
     /// It stays, doing nothing.
     Stay,
 }
@@ -31,6 +33,7 @@ impl End {
         };
         match args.text("end") {
             Some("stay") => End::Stay,
+            Some("fault") => End::Fault,
             Some(text) => port(text).unwrap_or_default(),
             None => End::Reset,
         }
@@ -43,6 +46,7 @@ pub fn finish(end: End, status: u32) -> ! {
     match end {
         End::Reset => out8(0x64, 0xfe),
         End::Port(at, value) => out16(at, value),
+        End::Fault => trap::triple_fault(),
         End::Stay => {}
     }
     loop {
