@@ -13,8 +13,8 @@ pub(crate) fn has_kvm() -> bool {
 
 /// Where the image is loaded.
 const LOAD_AT: u32 = 0x10_0000;
-const HEADER: usize = 0x40;
-const PROGRAM_HEADER: usize = 0x38;
+const HEADER: u16 = 0x40;
+const PROGRAM_HEADER: u16 = 0x38;
 const NOTE: usize = 20;
 const CODE_AT: usize = 0x1000;
 
@@ -78,15 +78,15 @@ impl PvhKernel {
         elf.extend(0x3eu16.to_le_bytes());
         elf.extend(1u32.to_le_bytes());
         elf.extend(u64::from(LOAD_AT).to_le_bytes());
-        elf.extend((HEADER as u64).to_le_bytes());
+        elf.extend(u64::from(HEADER).to_le_bytes());
         elf.extend(0u64.to_le_bytes());
         elf.extend(0u32.to_le_bytes());
-        for half in [HEADER as u16, PROGRAM_HEADER as u16, headers, 0, 0, 0] {
+        for half in [HEADER, PROGRAM_HEADER, headers, 0, 0, 0] {
             elf.extend(half.to_le_bytes());
         }
         program_header(&mut elf, 1, CODE_AT, LOAD_AT, self.code.len());
         if with_note {
-            let note = HEADER + 2 * PROGRAM_HEADER;
+            let note = usize::from(HEADER + 2 * PROGRAM_HEADER);
             program_header(&mut elf, 4, note, 0, NOTE);
             for word in [4u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), LOAD_AT] {
                 elf.extend(word.to_le_bytes());
