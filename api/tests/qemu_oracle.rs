@@ -7,76 +7,34 @@
 
 mod common;
 
-use std::{
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-    path::Path,
-    time::Duration,
-};
-
-use common::{FakeServer, qemu::Qemu};
-use ferry_api::qmp::{Limits, wire::Decoder};
+use common::{FakeServer, peer::Peer, qemu::Qemu};
 use serde_json::{Value, json};
 
 const NEGOTIATE: &[u8] = b"{\"execute\":\"qmp_capabilities\"}\n";
 
-/// A connection that reads whole replies.
-struct Peer {
-    stream: UnixStream,
-    decoder: Decoder,
-}
-
-impl Peer {
-    fn connect(path: &Path) -> Self {
-        let stream = UnixStream::connect(path).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let limits = Limits { message_bytes: 64 << 20, message_tokens: 1 << 24, ..<_>::default() };
-        Peer { stream, decoder: Decoder::new(limits) }
-    }
-
-    /// Sends `bytes` and then a marker; gives every reply before the marker's.
-    ///
-    /// The marker follows on what is an error in any state, so that both sides forget what was
-    /// unfinished; the error itself is compared, too.
-    fn ask(&mut self, bytes: &[u8]) -> Vec<Value> {
-        self.stream.write_all(bytes).unwrap();
-        self.stream.write_all(b"\n%\n{\"execute\":\"query-name\",\"id\":\"marker\"}\n").unwrap();
-        self.until(|value| value.get("id") == Some(&json!("marker")))
-    }
-
-    fn until(&mut self, last: impl Fn(&Value) -> bool) -> Vec<Value> {
-        let mut replies = Vec::new();
-        loop {
-            let mut chunk = [0; 4096];
-            let n = self.stream.read(&mut chunk).unwrap();
-            assert_ne!(n, 0, "closed after {replies:?}");
-            let mut input = &chunk[..n];
-            while let Some(value) = self.decoder.next(&mut input) {
-                let value = value.unwrap();
-                if last(&value) {
-                    return replies;
-                }
-                replies.push(value);
-            }
-        }
-    }
+/// Sends `bytes` and then a marker; gives every reply before the marker's.
+///
+/// The marker follows on what is an error in any state, so that both sides forget what was unfinished;
+/// the error itself is compared, too.
+fn ask(peer: &mut Peer, bytes: &[u8]) -> Vec<Value> {
+    peer.send(bytes);
+    peer.send(b"\n%\n{\"execute\":\"query-name\",\"id\":\"marker\"}\n");
+    peer.until(|value| value.get("id") == Some(&json!("marker")))
 }
 
 /// Sends each script line to both and collects what differs.
 fn compare(scripts: &[Vec<u8>], negotiate: &[u8]) {
-    let Some(qemu) = Qemu::start() else { return };
+    let Some(mut qemu) = Qemu::start() else { return };
     let ours = FakeServer::start();
-    let connect = |path: &Path| {
-        let mut peer = Peer::connect(path);
+    let (theirs, mut mine) = (qemu.peer(), Peer::connect(ours.path()));
+    for peer in [&mut *theirs, &mut mine] {
         peer.until(|value| value.get("QMP").is_some());
-        peer.stream.write_all(negotiate).unwrap();
+        peer.send(negotiate);
         peer.until(|value| value == &json!({"return": {}}));
-        peer
-    };
-    let (mut theirs, mut mine) = (connect(qemu.path()), connect(ours.path()));
+    }
     let mut differences = Vec::new();
     for script in scripts {
-        let (expected, got) = (theirs.ask(script), mine.ask(script));
+        let (expected, got) = (ask(theirs, script), ask(&mut mine, script));
         if normal(&expected) != normal(&got) {
             let shown = String::from_utf8_lossy(&script[..script.len().min(200)]).into_owned();
             differences.push(format!("{shown}\n  QEMU: {expected:?}\n  ours: {got:?}"));
@@ -155,7 +113,7 @@ fn long_deep_and_many_requests_are_answered_alike() {
 
 #[test]
 fn nothing_but_negotiation_works_at_first() {
-    let Some(qemu) = Qemu::start() else { return };
+    let Some(mut qemu) = Qemu::start() else { return };
     let ours = FakeServer::start();
     let script = concat!(
         "{\"execute\":\"query-status\"}{\"execute\":\"nosuch\",\"id\":1}5{\"bogus\":1}foo ",
@@ -167,10 +125,11 @@ fn nothing_but_negotiation_works_at_first() {
         "{\"execute\":\"qmp_capabilities\",\"arguments\":{\"enable\":[5]}}",
         "{\"execute\":\"qmp_capabilities\",\"arguments\":{},\"id\":\"last\"}",
     );
-    let [theirs, mine] = [qemu.path(), ours.path()].map(|path| {
-        let mut peer = Peer::connect(path);
-        peer.stream.write_all(script.as_bytes()).unwrap();
-        peer.until(|value| value.get("id") == Some(&json!("last")))
+    let [theirs, mine] = [qemu.peer(), &mut Peer::connect(ours.path())].map(|peer| {
+        let mut all = peer.until(|value| value.get("QMP").is_some());
+        peer.send(script.as_bytes());
+        all.extend(peer.until(|value| value.get("id") == Some(&json!("last"))));
+        all
     });
     assert_eq!(theirs[1..], mine[1..]);
     let shape = |greeting: &Value| {
@@ -185,7 +144,7 @@ fn nothing_but_negotiation_works_at_first() {
 
 #[test]
 fn run_state_events_come_in_the_same_order() {
-    let Some(qemu) = Qemu::start() else { return };
+    let Some(mut qemu) = Qemu::start() else { return };
     let ours = FakeServer::start();
     let commands = [
         "cont",
@@ -197,14 +156,14 @@ fn run_state_events_come_in_the_same_order() {
         "query-status",
         "quit",
     ];
-    let [theirs, mine] = [qemu.path(), ours.path()].map(|path| {
-        let mut peer = Peer::connect(path);
-        peer.stream.write_all(NEGOTIATE).unwrap();
-        let mut seen = peer.until(|value| value == &json!({"return": {}}));
-        seen.clear();
+    let [theirs, mine] = [qemu.peer(), &mut Peer::connect(ours.path())].map(|peer| {
+        peer.until(|value| value.get("QMP").is_some());
+        peer.send(NEGOTIATE);
+        peer.until(|value| value == &json!({"return": {}}));
+        let mut seen = Vec::new();
         for command in commands {
             let request = json!({"execute": command, "id": command}).to_string();
-            peer.stream.write_all(request.as_bytes()).unwrap();
+            peer.send(request.as_bytes());
             seen.extend(peer.until(|value| value.get("id") == Some(&json!(command))));
             seen.push(json!(command));
         }

@@ -7,17 +7,10 @@
 
 mod common;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use common::{FakeServer, qemu::Qemu};
-use ferry_api::{
-    client::QmpClient,
-    schema::{JsonType, SchemaDetail, SchemaInfo, SchemaObject},
-};
+use common::{FakeServer, peer::Peer, qemu::Qemu};
+use ferry_api::schema::{JsonType, SchemaDetail, SchemaInfo, SchemaObject};
 use serde_json::json;
 
 /// What later releases of QEMU have under this name and 7.2 has not.
@@ -27,9 +20,14 @@ const NEWER: [&str; 1] = ["query-block-jobs()[].actively-synced"];
 struct Schema(BTreeMap<String, SchemaDetail>);
 
 impl Schema {
-    fn of(path: &Path) -> Self {
-        let mut client = QmpClient::connect(path, Duration::from_secs(20)).unwrap();
-        let entities: Vec<SchemaInfo> = client.call("query-qmp-schema", &json!({})).unwrap();
+    fn of(peer: &mut Peer) -> Self {
+        peer.until(|value| value.get("QMP").is_some());
+        for command in ["qmp_capabilities", "query-qmp-schema"] {
+            peer.send(json!({ "execute": command, "id": command }).to_string().as_bytes());
+        }
+        let replies = peer.until(|value| value.get("id") == Some(&json!("query-qmp-schema")));
+        let returned = replies.last().unwrap()["return"].clone();
+        let entities: Vec<SchemaInfo> = serde_json::from_value(returned).unwrap();
         Schema(entities.into_iter().map(|entity| (entity.name, entity.detail)).collect())
     }
 
@@ -140,9 +138,9 @@ impl Comparison<'_> {
 
 #[test]
 fn what_we_offer_is_what_qemu_offers_under_that_name() {
-    let Some(qemu) = Qemu::start() else { return };
+    let Some(mut qemu) = Qemu::start() else { return };
     let server = FakeServer::start();
-    let (ours, theirs) = (Schema::of(server.path()), Schema::of(qemu.path()));
+    let (ours, theirs) = (Schema::of(&mut Peer::connect(server.path())), Schema::of(qemu.peer()));
     let mut compared = 0;
     let (seen, faults) = (BTreeSet::new(), Vec::new());
     let mut comparison = Comparison { ours: &ours, theirs: &theirs, seen, faults };

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 pub(crate) mod machine;
+pub(crate) mod peer;
 pub(crate) mod qemu;
 
 use std::{
