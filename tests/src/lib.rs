@@ -17,11 +17,9 @@ pub mod journal;
 pub mod lab;
 pub mod linux;
 pub mod lz4;
-pub mod move_rig;
 pub mod need;
 #[path = "../../resources/bare-metal/src/pattern.rs"]
 pub mod pattern;
-pub mod proxy;
 pub mod qmp;
 pub mod scenario;
 pub mod time;
