@@ -208,7 +208,7 @@ fn a_full_pipe_can_be_cancelled() {
         let run = start(source, dest, ends, Tuning::default());
         let cancelled = cancel_after(&run.source_session, Duration::from_millis(50));
         let source = run.source.join().unwrap();
-        assert!(cancelled.elapsed() < Duration::from_millis(500), "{:?}", cancelled.elapsed());
+        assert!(cancelled.elapsed() < Duration::from_secs(2), "{:?}", cancelled.elapsed());
         assert_stayed(&source);
         assert_eq!(source.end, source::End::Cancelled);
         run.dest.join().unwrap();
@@ -223,7 +223,7 @@ fn a_peer_that_never_answers_can_be_cancelled() {
     let source = run_source(small(), source::Peer::Stream(stream), &session);
     let cancelled = cancel_after(&session, Duration::from_millis(50));
     assert_stayed(&source.join().unwrap());
-    assert!(cancelled.elapsed() < Duration::from_millis(500));
+    assert!(cancelled.elapsed() < Duration::from_secs(2));
     drop(b);
 }
 
@@ -236,7 +236,7 @@ fn a_rate_limited_migration_can_be_cancelled() {
     let run = start(source, dest, UnixStream::pair().unwrap(), tuning);
     let cancelled = cancel_after(&run.source_session, Duration::from_millis(50));
     assert_stayed(&run.source.join().unwrap());
-    assert!(cancelled.elapsed() < Duration::from_millis(500));
+    assert!(cancelled.elapsed() < Duration::from_secs(2));
     run.dest.join().unwrap();
 }
 
