@@ -72,6 +72,12 @@ impl Migrations {
         session.as_ref().is_some_and(|session| session.stats.snapshot().status.is_busy())
     }
 
+    /// `cancelling` was announced: of what was on its way then, only the end is still news.
+    fn is_cancelling(&self) -> bool {
+        let session = self.session.borrow();
+        session.as_ref().is_some_and(|s| s.stats.snapshot().status == Status::Cancelling)
+    }
+
     fn begin(&self) -> Result<Session> {
         let session = Session::new(self.tuning.clone())?;
         self.session.replace(Some(session.clone()));

@@ -215,7 +215,7 @@ impl SourceMachine for Source {
         let active = std::mem::take(&mut self.active_is_due);
         self.door.post(move |control| {
             control.migration_pass(pass);
-            if active {
+            if active && !control.migrations.is_cancelling() {
                 control.migration_status(Status::Active);
             }
         });
