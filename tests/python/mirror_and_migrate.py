@@ -13,11 +13,11 @@ async def next_event(events, name):
     """The data of the next event with this name."""
     async for event in events:
         if event["event"] == name:
-            return event["data"]
+            return event["data"] if "data" in event else None
 
 
 async def mirror(source, target):
-    with source.listen() as events:
+    with source.listener() as events:
         await source.execute(
             "blockdev-add",
             {
@@ -43,7 +43,7 @@ async def mirror(source, target):
 async def migrate(source, destination, uri):
     capability = {"capability": "events", "state": True}
     await source.execute("migrate-set-capabilities", {"capabilities": [capability]})
-    with source.listen() as events, destination.listen() as arrivals:
+    with source.listener() as events, destination.listener() as arrivals:
         await source.execute("migrate", {"uri": uri})
         states = []
         while not states or states[-1] not in ("completed", "failed"):

@@ -149,7 +149,7 @@ fn what_cannot_be_started_is_named_in_one_line() {
         refuses(&lab, &["--kernel", &kernel, "--disk", "path=absent.raw"], "absent.raw")?;
         refuses(&lab, &["--kernel", &kernel, "--disk", "nonsense"], "nonsense")?;
         refuses(&lab, &["--kernel", &kernel, "--initrd", "absent.cpio"], "absent.cpio")?;
-        refuses(&lab, &["--kernel", &kernel, "--incoming", "carrier:pigeon"], "pigeon")?;
+        refuses(&lab, &["--kernel", &kernel, "--incoming", "carrier:pigeon"], "protocol")?;
         refuses(&lab, &["--kernel", &kernel, "--qmp", "/absent/folder/q.sock"], "q.sock")
     });
 }

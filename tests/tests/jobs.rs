@@ -164,7 +164,7 @@ fn pause_resume_and_speed() {
 }
 
 #[test]
-fn a_full_disk_stops_the_job_and_not_the_guest() {
+fn a_target_of_another_size_fails_the_job_and_not_the_guest() {
     need::test(KVM, || {
         let mut mirrored = Mirrored::new("")?;
         let small = mirrored.lab.image("small.raw", MIB / 2)?;
@@ -175,6 +175,7 @@ fn a_full_disk_stops_the_job_and_not_the_guest() {
         let completed = mirrored.event("BLOCK_JOB_COMPLETED")?;
         let why = completed["error"].as_str().unwrap_or_default();
         ensure!(why.contains("different sizes"), "{completed}");
+        std::thread::sleep(Duration::from_millis(300));
         let source = mirrored.source.clone();
         mirrored.finish(&source)
     });

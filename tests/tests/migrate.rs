@@ -59,10 +59,10 @@ fn over_tcp_with_a_destination_told_by_qmp() {
         for name in ["total-time", "downtime", "setup-time"] {
             ensure!(answer[name].is_u64(), "no {name}: {answer}");
         }
-        ensure!(answer["ram"]["transferred"].as_u64() > Some(64 << 20), "{answer}");
+        // All that is in use travels; an empty page costs next to nothing, and almost half are empty.
+        let sent = answer["ram"]["transferred"].as_u64().unwrap_or(0);
+        ensure!(sent > 64 << 20 && sent < 110 << 20, "{answer}");
         ensure!(answer["ram"]["remaining"] == 0, "{answer}");
-        // An empty page costs next to nothing: half of this memory was never touched.
-        ensure!(answer["ram"]["duplicate"].as_u64() > Some(4000), "{answer}");
         waiting.wait_event("RESUME", 0, LIMIT, |event| event["event"] == "RESUME")?;
         lab::finish(&target)?;
         let verdict = lab::verdict(&target)?;
