@@ -57,7 +57,7 @@ async def migrate(source, destination, uri):
     try:
         await source.execute("cont")
     except ExecuteError as refused:
-        assert refused.error.class_ == "GenericError", refused
+        assert refused.error_class == "GenericError", refused
     else:
         raise AssertionError("the source may not go on")
     print("migrated", states)
