@@ -203,9 +203,8 @@ impl SourceMachine for Source {
             Status::Device => {}
             status => self.door.post(move |control| {
                 control.migration_status(status);
-                // A guest whose fate is unknown keeps standing still, but commands must work again.
                 if !status.is_busy() {
-                    control.migrations.change.take();
+                    release(control);
                 }
             }),
         }
@@ -220,4 +219,20 @@ impl SourceMachine for Source {
             }
         });
     }
+}
+
+/// The migration is over: commands may change the run state again. A guest that neither left nor was
+/// resumed stands still, because nobody knows whether the destination runs it. It counts as migrated
+/// away, so that only an operator who says `force` can start it here.
+fn release(control: &Control) {
+    if control.machine.run_state() == RunState::FinishMigrate {
+        tracing::error!(
+            "it is unknown whether the destination runs the guest: make sure that it does not before \
+             you start it here with cont and \"__org.ferry_force\": true"
+        );
+        if let Err(error) = control.machine.set_run_state(RunState::PostMigrate) {
+            tracing::error!("{error}");
+        }
+    }
+    control.migrations.change.take();
 }
