@@ -71,7 +71,7 @@ impl Console {
     /// # Errors
     /// When a file or socket cannot be made, or the terminal refuses raw mode.
     pub fn open(config: &SerialConfig) -> Result<(Console, Box<dyn SerialSink>)> {
-        let (backend, sink) = match config {
+        let (backend, sink): (Backend, Option<FdSink>) = match config {
             SerialConfig::Stdio => {
                 let failed = |e| Error::host("use standard input and output as serial port", e);
                 let input = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
@@ -99,6 +99,7 @@ impl Console {
         };
         let sink: Box<dyn SerialSink> = match sink {
             Some(sink) => Box::new(sink),
+            None if *config == SerialConfig::None => Box::new(Nowhere),
             None => Box::new(Nobody),
         };
         Ok((Console { backend, cable: Rc::new(cable) }, sink))
@@ -262,6 +263,15 @@ struct Nobody;
 impl SerialSink for Nobody {
     fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
         Err(io::ErrorKind::NotConnected.into())
+    }
+}
+
+/// The sink of a port that was not wanted.
+struct Nowhere;
+
+impl SerialSink for Nowhere {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
     }
 }
 

@@ -158,10 +158,10 @@ impl Control {
         self.migrations.cancel_for_the_end();
         let change = self.change().await;
         self.cancel_jobs().await;
-        if self.machine.run_state() == RunState::Running {
-            if let Err(error) = self.halt(&change, RunState::Paused).await {
-                tracing::error!("{}", error.line());
-            }
+        if self.machine.run_state() == RunState::Running
+            && let Err(error) = self.halt(&change, RunState::Paused).await
+        {
+            tracing::error!("{}", error.line());
         }
         self.end(why);
     }

@@ -113,8 +113,25 @@ async fn open_image(disk: &DiskConfig, active: bool, graph: &BlockHandle) -> Res
         Ok::<_, ferry_block::Error>(())
     });
     opened.await.and_then(|opened| opened).map_err(|e| {
-        Error::because(ErrorKind::Config, format!("disk '{}' cannot be used", disk.id), e)
+        let (id, hint) = (&disk.id, hint(e.kind()));
+        Error::new(ErrorKind::Config, format!("disk '{id}' cannot be used: {e}{hint}"))
     })
+}
+
+/// What a person can do about an image that does not open.
+fn hint(kind: ferry_block::ErrorKind) -> &'static str {
+    match kind {
+        ferry_block::ErrorKind::NotFound => {
+            "; correct path=, or make an empty disk with: truncate -s 10G FILE"
+        }
+        ferry_block::ErrorKind::PermissionDenied => {
+            "; give yourself access to the file, or readonly=on if the guest only reads"
+        }
+        ferry_block::ErrorKind::Locked => {
+            " If that is another guest, end it first; two writers would destroy the disk"
+        }
+        _ => "",
+    }
 }
 
 /// Roots whose devices are not made yet: a graph itself does not keep them.

@@ -20,7 +20,6 @@ pub(super) fn of(machine: &Machine) -> Facts {
             .ram()
             .layout()
             .ranges()
-            .into_iter()
             .map(|(start, len)| MemoryRange { start, len })
             .collect(),
         devices: disks
