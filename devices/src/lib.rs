@@ -5,6 +5,9 @@
 //! [`power::PowerEvents`]. Every device treats offsets, lengths and values as an attacker's, and
 //! its saved state likewise: the types in each `state` module are what crosses to another process
 //! and are checked before they become a device.
+//!
+//! Order of a restore: interrupt controllers first, for a device that owes an interrupt raises it
+//! while it is restored; then every device; at last [`pci::PciBus::sync_bars`].
 
 pub mod bus;
 pub mod i8042;
