@@ -75,8 +75,8 @@ pub struct QueuePosition {
 /// The transport's half of a device.
 ///
 /// The transport calls in this order: `attach` once; then any number of times `start` (the driver wrote
-/// `DRIVER_OK`) followed by `stop` (it wrote status 0); `read_config` and `write_config` at any time. Offsets,
-/// lengths and values of configuration accesses are the guest's. No method may block for long: a vCPU
+/// `DRIVER_OK`) followed by `stop` (it wrote status 0); `read_config` and `write_config` at any time.
+/// Offsets, lengths and values of configuration accesses are the guest's. No method may block for long: a vCPU
 /// waits.
 ///
 /// Migration and `stop`/`cont` call `quiesce` and `resume` from the control thread with all vCPUs stopped,

@@ -247,4 +247,6 @@ fn whole_sectors(len: u64) -> u64 {
 mod tests;
 
 #[cfg(test)]
+mod doorbell_tests;
+#[cfg(test)]
 mod model_tests;

@@ -74,3 +74,7 @@ impl Migrate for VirtioPci {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "migrate_tests.rs"]
+mod tests;

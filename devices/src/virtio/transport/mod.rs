@@ -27,6 +27,8 @@ mod common;
 mod interrupt;
 mod migrate;
 pub mod state;
+#[cfg(test)]
+mod testing;
 
 pub use interrupt::Interrupt;
 
