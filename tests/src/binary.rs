@@ -71,6 +71,8 @@ pub fn build() -> Result<PathBuf> {
         .args(["-p", "ferry-vmm", "-p", "ferry-tests", "--target-dir"])
         .arg(&target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        // It travels into emulated hosts, where every byte of it is memory.
+        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     command::output(&mut cargo).context("building the programs under test")?;
     Ok(target.join(TARGET).join("release"))
