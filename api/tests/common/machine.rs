@@ -12,6 +12,8 @@ use ferry_api::{
 };
 use serde_json::{Value, json};
 
+use super::job::{Ending, FakeJob};
+
 /// Size of the fake guest's disk.
 pub(crate) const DISK_BYTES: i64 = 64 << 20;
 /// What a fake job or migration does in one tick (about a millisecond).
@@ -28,24 +30,6 @@ pub(crate) struct FakeMachine {
     send_migration_events: Cell<bool>,
     parameters: RefCell<MigrationParameters>,
     events: RefCell<Vec<EventKind>>,
-}
-
-struct FakeJob {
-    id: String,
-    target: String,
-    status: JobStatus,
-    offset: i64,
-    speed: i64,
-    fail: bool,
-    /// How it was told to end; it does so in the next tick, after the command's reply.
-    ending: Option<Ending>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Ending {
-    Pivot,
-    Keep,
-    Cancel,
 }
 
 struct FakeMigration {
@@ -412,59 +396,6 @@ impl FakeMachine {
             setup_time: Some(1),
             error_desc: m.fail.then(|| "Unable to write to socket: Broken pipe".to_owned()),
             ..MigrationInfo::default()
-        }
-    }
-}
-
-impl FakeJob {
-    fn data(&self) -> BlockJobData {
-        BlockJobData {
-            kind: JobType::Mirror,
-            device: self.id.clone(),
-            len: DISK_BYTES,
-            offset: self.offset,
-            speed: self.speed,
-        }
-    }
-
-    fn completed(&self, error: Option<String>) -> BlockJobCompletedData {
-        BlockJobCompletedData {
-            kind: JobType::Mirror,
-            device: self.id.clone(),
-            len: DISK_BYTES,
-            offset: self.offset,
-            speed: self.speed,
-            error,
-        }
-    }
-
-    fn info(&self) -> BlockJobInfo {
-        BlockJobInfo {
-            kind: JobType::Mirror,
-            device: self.id.clone(),
-            len: DISK_BYTES,
-            offset: self.offset,
-            busy: self.status == JobStatus::Running,
-            paused: false,
-            speed: self.speed,
-            io_status: IoStatus::Ok,
-            ready: self.status == JobStatus::Ready,
-            status: self.status,
-            auto_finalize: true,
-            auto_dismiss: true,
-            error: None,
-            actively_synced: Some(false),
-        }
-    }
-
-    fn job_info(&self) -> JobInfo {
-        JobInfo {
-            id: self.id.clone(),
-            kind: JobType::Mirror,
-            status: self.status,
-            current_progress: self.offset,
-            total_progress: DISK_BYTES,
-            error: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+mod job;
 pub(crate) mod machine;
 pub(crate) mod peer;
 pub(crate) mod qemu;
