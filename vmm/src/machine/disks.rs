@@ -1,6 +1,7 @@
 //! The disks: an image in the block graph, a root that the guest's device holds, the device in its PCI slot.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -86,9 +87,11 @@ pub(super) async fn build(config: &Config, board: &Board<'_>) -> Result<Vec<Disk
         return Err(Error::config(format!("{} disks: at most {most} fit", config.disks.len())));
     }
     let mut disks = Vec::with_capacity(config.disks.len());
+    let mut lines = InterruptLines::default();
     for (slot, disk) in (FIRST_SLOT..).zip(&config.disks) {
         open_image(disk, config.incoming.is_none(), board.graph).await?;
-        disks.push(plug(disk, slot, config.cpus, board).await?);
+        let line = lines.input(board.vm, intx_gsi(slot));
+        disks.push(plug(disk, slot, line, config.cpus, board).await?);
     }
     Ok(disks)
 }
@@ -139,7 +142,13 @@ fn hint(kind: ferry_block::ErrorKind) -> &'static str {
 struct Roots(RefCell<Vec<BlockBackend>>);
 
 /// Make the device of an opened image and put it into `slot`.
-async fn plug(disk: &DiskConfig, slot: u8, cpus: u32, board: &Board<'_>) -> Result<Disk> {
+async fn plug(
+    disk: &DiskConfig,
+    slot: u8,
+    line: Arc<dyn IrqLine>,
+    cpus: u32,
+    board: &Board<'_>,
+) -> Result<Disk> {
     let wrong = |e: &dyn Display| Error::config(format!("disk '{}': {e}", disk.id));
     let most = u16::try_from(cpus.min(DEFAULT_QUEUES)).unwrap_or(1);
     let queues = disk.queues.unwrap_or(most);
@@ -156,19 +165,28 @@ async fn plug(disk: &DiskConfig, slot: u8, cpus: u32, board: &Board<'_>) -> Resu
     });
     taken.await.map_err(|e| wrong(&e))?;
     let control = blk.control();
-    let gsi = intx_gsi(slot);
-    let line: Arc<dyn IrqLine> = Line::new(board.vm, gsi.into());
     let resources = VirtioPciResources {
         memory: board.ram.guest().clone(),
         // One for each queue and one for changes of the configuration.
         msi: MsiVectors::new(board.vm, queues + 1)?,
-        line: SharedLine::new(line).input(),
-        gsi,
+        line,
+        gsi: intx_gsi(slot),
         binder: Doorbells::new(board.vm),
     };
     let device = VirtioPci::new(&disk.id, Box::new(blk), resources).map_err(|e| wrong(&e))?;
     board.pci.add(slot, device.clone()).map_err(|e| wrong(&e))?;
     Ok(Disk { id: disk.id.clone(), slot, read_only: disk.readonly, control, device })
+}
+
+/// The lines that INTx pins go to. Slots with the same line share it.
+#[derive(Default)]
+struct InterruptLines(BTreeMap<u8, Arc<SharedLine>>);
+
+impl InterruptLines {
+    fn input(&mut self, vm: &Arc<Vm>, gsi: u8) -> Arc<dyn IrqLine> {
+        let make = || SharedLine::new(Line::new(vm, gsi.into()));
+        self.0.entry(gsi).or_insert_with(make).input()
+    }
 }
 
 /// What a failed request does: the guest stops when the storage is full, since somebody can make room and let it

@@ -3,17 +3,15 @@
 use ferry_migration::handshake::{DeviceFact, DiskFact, Facts, MemoryRange};
 use ferry_migration::ram::PAGE_SIZE;
 
+use crate::arch::x86_64::layout::MACHINE_TYPE;
 use crate::machine::Machine;
-
-/// The machine type: it fixes the devices, their features and the versions of their state.
-const MACHINE: &str = "pc-1";
 
 /// The facts of this machine.
 pub(super) fn of(machine: &Machine) -> Facts {
     let disks = machine.disks();
     Facts {
         software: concat!("ferry ", env!("CARGO_PKG_VERSION")).to_owned(),
-        machine: MACHINE.to_owned(),
+        machine: MACHINE_TYPE.to_owned(),
         page_size: u32::try_from(PAGE_SIZE).unwrap_or(u32::MAX),
         vcpus: u32::try_from(machine.cpus()).unwrap_or(u32::MAX),
         memory: machine

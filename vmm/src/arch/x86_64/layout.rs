@@ -5,7 +5,7 @@
 //! 0x000e_0000 .. 0x0010_0000  ACPI tables, the root pointer first
 //! 0x0010_0000 .. 0xc000_0000  RAM, as much as there is
 //! 0xc000_0000 .. 0xe000_0000  32-bit BARs
-//! 0xe000_0000 .. 0xf000_0000  PCI configuration space (ECAM), one bus used
+//! 0xe000_0000 .. 0xe010_0000  PCI configuration space (ECAM) of the one bus
 //! 0xfec0_0000, 0xfee0_0000    IOAPIC, local APICs
 //! 4 GiB ..                    the rest of RAM, then 64-bit BARs
 //! ```
@@ -33,8 +33,9 @@ pub const MMIO32_START: u64 = LOW_RAM_END;
 pub const MMIO32_LEN: u64 = ECAM_START - MMIO32_START;
 /// Start of the PCI configuration space.
 pub const ECAM_START: u64 = 0xe000_0000;
-/// Length of the PCI configuration space: 256 buses of 1 MiB.
-pub const ECAM_LEN: u64 = 256 << 20;
+/// Length of the PCI configuration space: one bus. With room for 256, Linux looks for devices on each of them,
+/// which takes it most of a second where every look is an exit.
+pub const ECAM_LEN: u64 = 1 << 20;
 /// Length of the window for 64-bit BARs.
 pub const MMIO64_LEN: u64 = 1 << 30;
 /// The window for 64-bit BARs starts at a multiple of this.
