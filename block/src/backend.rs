@@ -12,8 +12,8 @@ use std::rc::Rc;
 
 use crate::buf::IoBuf;
 use crate::driver::{Extent, WriteFlags};
-use crate::edge::Edge;
-use crate::error::Result;
+use crate::edge::{Edge, Perms};
+use crate::error::{Error, ErrorKind, Result};
 use crate::node::{BlockNode, BlockStats, Counters, OpKind};
 use crate::notify::Notify;
 
@@ -51,7 +51,7 @@ pub(crate) struct BackendInner {
     pub(crate) kind: BackendKind,
     pub(crate) name: String,
     pub(crate) edge: Edge,
-    pub(crate) gate: Gate,
+    pub(crate) gate: Rc<Gate>,
     counters: Counters,
     executor: crate::executor::Executor,
     tag: RefCell<Option<String>>,
@@ -128,7 +128,7 @@ impl BlockBackend {
             kind,
             name: name.to_owned(),
             edge,
-            gate: Gate::default(),
+            gate: Rc::default(),
             counters: Counters::default(),
             executor,
             tag: RefCell::default(),
@@ -246,6 +246,7 @@ impl BlockBackend {
     /// Enters, then resizes the node; see [`BlockNode::resize`].
     pub async fn resize(&self, len: u64) -> Result<()> {
         let pass = self.enter().await;
+        pass.check(Perms::RESIZE)?;
         pass.backend.edge.resize(len).await
     }
 }
@@ -261,6 +262,7 @@ impl Pass {
 
     /// See [`BlockNode::write`].
     pub async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
+        self.check(Perms::WRITE)?;
         let range = at..at.saturating_add(from.len() as u64);
         let started = self.backend.executor.turn_time();
         let result = self.backend.edge.write(at, from, flags).await;
@@ -269,6 +271,7 @@ impl Pass {
 
     /// See [`BlockNode::write_zeroes`].
     pub async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
+        self.check(Perms::WRITE)?;
         let started = self.backend.executor.turn_time();
         let result = self.backend.edge.write_zeroes(range.clone(), flags).await;
         self.count(OpKind::Write, &range, started, result)
@@ -276,6 +279,7 @@ impl Pass {
 
     /// See [`BlockNode::discard`].
     pub async fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.check(Perms::WRITE)?;
         let started = self.backend.executor.turn_time();
         let result = self.backend.edge.discard(range.clone()).await;
         self.count(OpKind::Discard, &range, started, result)
@@ -291,6 +295,21 @@ impl Pass {
     /// See [`BlockNode::map`].
     pub async fn map(&self, range: Range<u64>) -> Result<Extent> {
         self.backend.edge.map(range).await
+    }
+
+    /// Who forgot to ask for a permission would get past the checks of all others.
+    fn check(&self, perm: Perms) -> Result<()> {
+        let granted = self.backend.edge.perms().needs;
+        if granted.contains(perm) { Ok(()) } else { Err(self.refused(perm)) }
+    }
+
+    #[cold]
+    fn refused(&self, perm: Perms) -> Error {
+        let who = self.backend.describe();
+        let node = self.backend.edge.node();
+        let context =
+            format!("{who} has not asked for the permission '{perm}' on node '{}'", node.name());
+        Error::new(ErrorKind::PermissionDenied, context)
     }
 
     fn count(

@@ -200,3 +200,18 @@ fn a_root_counts_what_goes_through_it() {
     assert_eq!((stats.read.ops, stats.read.failed, stats.read.bytes), (2, 1, 512));
     assert_eq!((stats.flush.ops, stats.discard.ops), (1, 1));
 }
+
+#[test]
+fn a_drain_keeps_neither_nodes_nor_roots() {
+    let bench = Bench::new();
+    let low = bench.disk("low");
+    let raw = crate::format::raw::RawDriver::new(&bench.graph, &low, 0, None).unwrap();
+    let options = NodeOptions { owned: false, ..NodeOptions::default() };
+    let raw = bench.executor.block_on(bench.graph.add(Some("raw"), raw, options)).unwrap();
+    let root = bench.root(BackendKind::Job, "j0", &raw);
+    let drained = bench.executor.block_on(bench.graph.drain_all(&[]));
+    drop((raw, root));
+    assert!(bench.graph.backends().is_empty());
+    assert_eq!(bench.graph.nodes().len(), 1);
+    drop(drained);
+}

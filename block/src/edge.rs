@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use crate::backend::BackendInner;
 use crate::buf::IoBuf;
 use crate::driver::{Extent, WriteFlags};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::graph::GraphInner;
 use crate::node::{BlockNode, NodeInner};
 
@@ -206,33 +206,18 @@ impl Edge {
         self.node().read(at, into).await
     }
 
-    /// A parent that forgot to ask for the permission would get past the checks of all others.
-    fn check(&self, perm: Perms) -> Result<()> {
-        if self.0.granted.get().needs.contains(perm) { Ok(()) } else { Err(self.refused(perm)) }
-    }
-
-    #[cold]
-    fn refused(&self, perm: Perms) -> Error {
-        let name = self.node().name().to_owned();
-        let context = format!("the permission '{perm}' on node '{name}' was never asked for");
-        Error::new(ErrorKind::PermissionDenied, context)
-    }
-
     /// See [`BlockNode::write`].
     pub async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
-        self.check(Perms::WRITE)?;
         self.node().write(at, from, flags).await
     }
 
     /// See [`BlockNode::write_zeroes`].
     pub async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
-        self.check(Perms::WRITE)?;
         self.node().write_zeroes(range, flags).await
     }
 
     /// See [`BlockNode::discard`].
     pub async fn discard(&self, range: Range<u64>) -> Result<()> {
-        self.check(Perms::WRITE)?;
         self.node().discard(range).await
     }
 

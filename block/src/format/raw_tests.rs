@@ -33,7 +33,7 @@ fn a_window_shows_and_changes_only_its_bytes() {
         assert_eq!((bytes[999], bytes[1000], bytes[1010], bytes[1499]), (231, 7, 0, 7));
         assert_eq!(bytes[1500], 220);
         assert!(root.write(499, IoBuf::alloc(2), WriteFlags::NONE).await.is_err());
-        let error = root.resize(600).await.unwrap_err();
+        let error = node.resize(600).await.unwrap_err();
         assert!(error.to_string().contains("Cannot resize fixed-size raw disks"), "{error}");
     });
 }

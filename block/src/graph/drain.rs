@@ -1,26 +1,28 @@
 //! Draining: nobody does I/O on a node, and nobody begins to.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::BlockGraph;
-use crate::backend::{BackendId, BackendInner, BlockBackend};
+use crate::backend::{BackendId, BackendInner, BlockBackend, Gate};
 use crate::edge::Parent;
-use crate::node::BlockNode;
+use crate::node::{BlockNode, NodeInner};
 
 /// While it lives, the roots that reach the drained nodes stay shut.
 pub struct Drained(Rc<DrainInner>);
 
 pub(crate) struct DrainInner {
-    nodes: Vec<BlockNode>,
+    /// Weak: a drain must not keep a node that an edit takes out.
+    nodes: Vec<Weak<NodeInner>>,
     except: Vec<BackendId>,
-    shut: RefCell<Vec<Rc<BackendInner>>>,
+    /// Only the gates: a drain must not keep a root that its owner lets go.
+    shut: RefCell<Vec<(BackendId, Rc<Gate>)>>,
 }
 
 impl Drop for DrainInner {
     fn drop(&mut self) {
-        for backend in self.shut.take() {
-            backend.gate.open();
+        for (_, gate) in self.shut.take() {
+            gate.open();
         }
     }
 }
@@ -28,7 +30,7 @@ impl Drop for DrainInner {
 impl Drained {
     /// Whether this drain keeps `backend` shut.
     pub fn covers(&self, backend: &BlockBackend) -> bool {
-        self.0.shut.borrow().iter().any(|shut| shut.id == backend.id())
+        self.0.shut.borrow().iter().any(|(id, _)| *id == backend.id())
     }
 }
 
@@ -46,43 +48,47 @@ impl BlockGraph {
     }
 
     pub(super) async fn drain_nodes(&self, nodes: Vec<BlockNode>, except: &[BackendId]) -> Drained {
-        let roots = roots_above(&nodes);
-        let inner =
-            Rc::new(DrainInner { nodes, except: except.to_vec(), shut: RefCell::default() });
-        // All gates are shut before anything is awaited: a request that holds passes of two roots
-        // entered them together, so it is either inside both or outside both.
-        for root in roots {
-            inner.shut(root);
-        }
-        self.remember_drain(&inner);
+        let inner = self.shut_roots(&nodes, except);
+        drop(nodes);
         let shut = inner.shut.borrow().clone();
-        for backend in shut {
-            backend.gate.quiet().await;
+        for (_, gate) in shut {
+            gate.quiet().await;
         }
         Drained(inner)
     }
 
-    fn remember_drain(&self, drain: &Rc<DrainInner>) {
+    fn shut_roots(&self, nodes: &[BlockNode], except: &[BackendId]) -> Rc<DrainInner> {
+        let roots = roots_above(nodes);
+        let nodes = nodes.iter().map(|node| Rc::downgrade(&node.0)).collect();
+        let inner =
+            Rc::new(DrainInner { nodes, except: except.to_vec(), shut: RefCell::default() });
+        // All gates are shut before anything is awaited: a request that holds passes of two roots
+        // entered them together, so it is either inside both or outside both.
+        for root in &roots {
+            inner.shut(root);
+        }
         let mut drains = self.0.drains.borrow_mut();
         drains.retain(|drain| drain.strong_count() != 0);
-        drains.push(Rc::downgrade(drain));
+        drains.push(Rc::downgrade(&inner));
+        inner
     }
 
     /// Shuts a new root if it reaches a node that is being drained.
     pub(super) fn join_drains(&self, backend: &BlockBackend) {
-        for drain in self.0.drains.borrow().iter().filter_map(std::rc::Weak::upgrade) {
-            if drain.nodes.iter().any(|node| reaches(&backend.node(), node)) {
-                drain.shut(Rc::clone(&backend.0));
+        for drain in self.0.drains.borrow().iter().filter_map(Weak::upgrade) {
+            let mut nodes = drain.nodes.iter().filter_map(Weak::upgrade).map(BlockNode);
+            if nodes.any(|node| reaches(&backend.node(), &node)) {
+                drain.shut(&backend.0);
             }
         }
     }
 }
 
 impl DrainInner {
-    fn shut(&self, backend: Rc<BackendInner>) {
+    fn shut(&self, backend: &BackendInner) {
         if !self.except.contains(&backend.id) {
             backend.gate.close();
-            self.shut.borrow_mut().push(backend);
+            self.shut.borrow_mut().push((backend.id, Rc::clone(&backend.gate)));
         }
     }
 }

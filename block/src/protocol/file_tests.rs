@@ -377,7 +377,9 @@ fn ownership_moves_from_one_process_to_another() {
     assert!(error.to_string().starts_with("Failed to get \"write\" lock"), "{error}");
     assert!(dest_graph.nodes().iter().all(|node| !node.is_active()));
     // The last thing the source does makes the image longer.
-    source.block_on(source_root.resize(image.len + 512)).unwrap();
+    let error = source.block_on(source_root.resize(image.len + 512)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "a guest's disk does not resize itself");
+    source.block_on(source_root.node().resize(image.len + 512)).unwrap();
     source.block_on(source_graph.inactivate_all()).unwrap();
     let error = source.block_on(write(&source_root)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Inactive);
