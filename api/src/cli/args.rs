@@ -9,8 +9,8 @@ use crate::command::MirrorCopyMode;
 /// Which guest.
 #[derive(Debug, Clone, Args)]
 pub struct ConnectionArgs {
-    /// The QMP socket the guest was started with (`ferry run --qmp SOCKET`)
-    #[arg(long, value_name = "SOCKET")]
+    /// The QMP socket the guest was started with (`ferry run --qmp SOCKET`): unix:PATH or PATH
+    #[arg(long, value_name = "SOCKET", value_parser = parse_socket)]
     pub qmp: PathBuf,
 }
 
@@ -128,6 +128,14 @@ pub enum Finish {
     Keep,
     /// Both are kept equal until somebody decides
     Manual,
+}
+
+/// A socket's path, written as `ferry run` takes it.
+fn parse_socket(text: &str) -> Result<PathBuf, String> {
+    match text.strip_prefix("unix:").unwrap_or(text) {
+        "" => Err("the path of the socket is empty".to_owned()),
+        path => Ok(PathBuf::from(path)),
+    }
 }
 
 /// A number of bytes: `64M`.

@@ -13,3 +13,10 @@ fn sizes_may_have_a_suffix() {
         assert!(text.contains(&format!("'{wrong}' is no size")), "{text}");
     }
 }
+
+#[test]
+fn sockets_are_written_as_for_run() {
+    assert_eq!(parse_socket("unix:/a/b"), Ok(PathBuf::from("/a/b")));
+    assert_eq!(parse_socket("a:b"), Ok(PathBuf::from("a:b")));
+    parse_socket("unix:").unwrap_err();
+}
