@@ -84,8 +84,8 @@ impl Control {
             Command::BlockJobSetSpeed(BlockJobSetSpeed { device, speed }) => {
                 (Family::BlockJob, device, Verb::SetSpeed(speed))
             }
-            Command::BlockJobFinalize(JobId { id }) => (Family::Job, id, Verb::Finalize),
-            Command::BlockJobDismiss(JobId { id }) => (Family::Job, id, Verb::Dismiss),
+            Command::BlockJobFinalize(JobId { id }) => (Family::BlockJob, id, Verb::Finalize),
+            Command::BlockJobDismiss(JobId { id }) => (Family::BlockJob, id, Verb::Dismiss),
             Command::JobPause(JobId { id }) => (Family::Job, id, Verb::Pause),
             Command::JobResume(JobId { id }) => (Family::Job, id, Verb::Resume),
             Command::JobCancel(JobId { id }) => (Family::Job, id, Verb::Cancel),
