@@ -23,7 +23,7 @@ pub use events::{MachineEvent, MachineEvents};
 
 use crate::arch::x86_64::acpi;
 use crate::arch::x86_64::boot::BootFiles;
-use crate::arch::x86_64::cpuid::CpuidTemplate;
+use crate::arch::x86_64::cpuid::{CpuidTemplate, missing_features};
 use crate::arch::x86_64::msr::{self, MsrList};
 use crate::arch::x86_64::regs::{self, Entry};
 use crate::arch::x86_64::state::{self, ClockStateV1, IrqchipStateV1, Scope, VcpuStateV1};
@@ -312,6 +312,12 @@ impl Machine {
         let irqchip: IrqchipStateV1 = from.load(INSTANCE)?;
         self.vcpus.for_each(|index, vcpu| {
             let state: VcpuStateV1 = from.load(&index.to_string())?;
+            let here = vcpu
+                .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+                .map_err(|e| Error::host("read a vCPU's CPU features", e))?;
+            if let Some(missing) = missing_features(&state.cpuid, &here) {
+                return Err(Error::state(format!("this host's CPU lacks features: {missing}")));
+            }
             state::restore_vcpu(&self.vm, vcpu, &state, Scope::Everything)
                 .map_err(|e| Error::because(e.kind(), format!("vCPU {index}"), e))
         })?;

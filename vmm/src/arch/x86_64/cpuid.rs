@@ -100,6 +100,46 @@ impl CpuidTemplate {
     }
 }
 
+/// Features that a guest relies on and this host does not have, in words; `None` when it can run here.
+///
+/// KVM itself takes any table, and the guest would die of the first instruction that does not exist.
+pub fn missing_features(guest: &[kvm_cpuid_entry2], host: &CpuId) -> Option<String> {
+    let mut missing = Vec::new();
+    for entry in guest {
+        let same = |e: &&kvm_cpuid_entry2| (e.function, e.index) == (entry.function, entry.index);
+        let here = host.as_slice().iter().find(same).copied().unwrap_or_default();
+        let registers = [
+            ("eax", entry.eax & !here.eax),
+            ("ebx", entry.ebx & !here.ebx),
+            ("ecx", entry.ecx & !here.ecx),
+            ("edx", entry.edx & !here.edx),
+        ];
+        for ((name, lacking), features) in registers.into_iter().zip(feature_bits(entry)) {
+            if lacking & features != 0 {
+                let (leaf, index, bits) = (entry.function, entry.index, lacking & features);
+                missing.push(format!("CPUID leaf {leaf:#x}.{index} {name} bits {bits:#x}"));
+            }
+        }
+    }
+    (!missing.is_empty()).then(|| missing.join(", "))
+}
+
+/// Which bits of EAX to EDX are features of the processor. Left out are those that follow what the guest does
+/// (OSXSAVE, MONITOR, OSPKE, APIC) and numbers.
+fn feature_bits(entry: &kvm_cpuid_entry2) -> [u32; 4] {
+    const ALL: u32 = u32::MAX;
+    match (entry.function, entry.index) {
+        (0x1, _) => [0, 0, !(1 << 27 | 1 << 3), !(1 << 9)],
+        (0x7, 0) => [0, ALL, !(1 << 4), ALL],
+        (0x7, 1) | (0xd, 1) => [ALL, 0, 0, 0],
+        (0xd, 0) => [ALL, 0, 0, ALL],
+        (0x8000_0001, _) => [0, 0, ALL, !(1 << 9)],
+        (0x8000_0008, _) => [0, ALL, 0, 0],
+        (0x4000_0001, _) => [ALL, 0, 0, 0],
+        _ => [0; 4],
+    }
+}
+
 /// Numbers of an APIC id that `cpus` take: a power of two.
 fn id_space(cpus: u32) -> u32 {
     cpus.next_power_of_two()

@@ -38,6 +38,25 @@ fn each_vcpu_reads_its_own_number_and_the_same_topology() {
 }
 
 #[test]
+fn a_guest_that_knows_more_than_this_host_is_found_out() {
+    let template = CpuidTemplate::from_entries(&host(), 1, true);
+    let here = template.of_vcpu(0, 0).unwrap();
+    let mut guest = here.as_slice().to_vec();
+    for entry in guest.iter_mut().filter(|e| e.function == 1) {
+        // Its number, and that it uses XSAVE, are no features.
+        entry.ebx |= 3 << 24;
+        entry.ecx |= 1 << 27;
+    }
+    assert_eq!(missing_features(&guest, &here), None);
+    for entry in guest.iter_mut().filter(|e| e.function == 1) {
+        entry.ecx |= 1 << 28;
+    }
+    guest.push(subleaf(0x7, 0, [0, 1 << 16, 0, 0]));
+    let missing = missing_features(&guest, &here).unwrap();
+    assert_eq!(missing, "CPUID leaf 0x1.0 ecx bits 0x10000000, CPUID leaf 0x7.0 ebx bits 0x10000");
+}
+
+#[test]
 fn one_cpu_is_not_hyperthreaded() {
     let cpuid = CpuidTemplate::from_entries(&host(), 1, false).of_vcpu(0, 0).unwrap();
     assert_eq!(find(&cpuid, 1, 0).edx & LEAF1_EDX_HTT, 0);
