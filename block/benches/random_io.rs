@@ -1,4 +1,4 @@
-//! What the block layer costs: 4 KiB random requests through root, raw and file nodes on one
+//! What the block layer costs: random requests of 4 KiB and 1 MiB through root, raw and file nodes on one
 //! executor, beside fio on the same file in the same run. On a busy machine look at the processor
 //! time per request, beside that of a bare `pread` or `pwrite` loop.
 //!
@@ -20,11 +20,11 @@ use ferry_block::{
     Executor, IoBuf, RingChoice, WriteFlags,
 };
 
-const BLOCK: usize = 4096;
 const FILE_LEN: u64 = 1 << 30;
 
 #[derive(Clone, Copy)]
 struct Case {
+    block: usize,
     write: bool,
     depth: u32,
     ring: RingChoice,
@@ -40,14 +40,22 @@ fn main() -> Result<()> {
     fill(file.path())?;
     println!(
         "{:<34}{:>12}{:>12}{:>8}{:>10}{:>10}",
-        "4 KiB random, per second", "ferry", "fio", "ratio", "CPU ns", "bare ns"
+        "random requests per second", "ferry", "fio", "ratio", "CPU ns", "bare ns"
     );
     for direct in [false, true] {
         for ring in [RingChoice::Auto, RingChoice::ThreadPool] {
-            for (write, depth) in [(false, 1), (false, 32), (true, 1), (true, 32)] {
-                let case = Case { write, depth, ring, direct };
+            for (block, depth, write) in [
+                (4096, 1, false),
+                (4096, 32, false),
+                (4096, 1, true),
+                (4096, 32, true),
+                (1 << 20, 8, false),
+                (1 << 20, 8, true),
+            ] {
+                let case = Case { block, write, depth, ring, direct };
                 let name = format!(
-                    "{} depth {depth:>2}{}{}",
+                    "{} KiB {} depth {depth:>2}{}{}",
+                    block >> 10,
                     if write { "write" } else { "read" },
                     if direct { ", direct" } else { "" },
                     if ring == RingChoice::ThreadPool { ", threads" } else { "" },
@@ -95,26 +103,26 @@ fn cpu_time() -> Result<f64> {
 
 /// Processor time of one system call on the bare file, ns.
 fn bare(path: &Path, case: Case) -> Result<f64> {
-    const COUNT: u32 = 200_000;
+    let count = if case.block == 4096 { 200_000 } else { 2_000 };
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let (mut buf, mut random) = (vec![1; BLOCK], 1);
+    let (mut buf, mut random) = (vec![1; case.block], 1);
     let started = cpu_time()?;
-    for _ in 0..COUNT {
-        let at = next_offset(&mut random);
+    for _ in 0..count {
+        let at = next_offset(&mut random, case.block);
         if case.write {
             file.write_all_at(&buf, at)?;
         } else {
             file.read_exact_at(&mut buf, at)?;
         }
     }
-    Ok((cpu_time()? - started) / f64::from(COUNT))
+    Ok((cpu_time()? - started) / f64::from(count))
 }
 
-fn next_offset(random: &mut u64) -> u64 {
+fn next_offset(random: &mut u64, block: usize) -> u64 {
     *random ^= *random << 13;
     *random ^= *random >> 7;
     *random ^= *random << 17;
-    *random % (FILE_LEN / BLOCK as u64) * BLOCK as u64
+    *random % (FILE_LEN / block as u64) * block as u64
 }
 
 /// Requests per second through a device's root, and processor time of each, ns.
@@ -150,10 +158,10 @@ async fn work(
     done: Rc<Cell<u64>>,
     end: u64,
 ) -> ferry_block::Result<()> {
-    let buf = IoBuf::alloc(BLOCK);
+    let buf = IoBuf::alloc(case.block);
     let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(u64::from(worker) + 1);
     while executor.turn_time() < end {
-        let at = next_offset(&mut random);
+        let at = next_offset(&mut random, case.block);
         // One task per request, as a virtqueue does it.
         let (root, buf) = (root.clone(), buf.clone());
         let request = executor.spawn(async move {
@@ -172,9 +180,10 @@ async fn work(
 /// What fio reaches on the bare file with io_uring.
 fn fio(path: &Path, case: Case, seconds: u64) -> Result<f64> {
     let output = Command::new("fio")
-        .args(["--name=bare", "--ioengine=io_uring", "--bs=4k", "--norandommap", "--minimal"])
+        .args(["--name=bare", "--ioengine=io_uring", "--norandommap", "--minimal"])
         .args(["--time_based", "--group_reporting", "--thread"])
         .arg(format!("--filename={}", path.display()))
+        .arg(format!("--bs={}", case.block))
         .arg(format!("--rw={}", if case.write { "randwrite" } else { "randread" }))
         .arg(format!("--iodepth={}", case.depth))
         .arg(format!("--runtime={seconds}"))
