@@ -58,6 +58,13 @@ impl PvhKernel {
         self.raw(&start).raw(&[0xee, 0xfe, 0xc0, 0x3c, b':', 0x75, 0xf9, 0xeb, 0xf5])
     }
 
+    /// Send back what arrives at the serial port:
+    /// `mov dx, 0x3fd; 1: in al, dx; test al, 1; jz 1b; mov dx, 0x3f8; in al, dx; out dx, al; jmp 0b`
+    pub(crate) fn echo(self) -> PvhKernel {
+        self.raw(&[0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 1, 0x74, 0xfb])
+            .raw(&[0x66, 0xba, 0xf8, 0x03, 0xec, 0xee, 0xeb, 0xef])
+    }
+
     /// Print 'A' at the first start and the next letter at each later one, while memory keeps what it holds:
     /// `inc byte [0x800000]; mov al, [0x800000]; add al, '@'; mov dx, 0x3f8; out dx, al`
     pub(crate) fn count_starts(self) -> PvhKernel {

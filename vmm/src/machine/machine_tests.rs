@@ -229,6 +229,31 @@ fn saved_state_goes_on_in_another_machine() {
 }
 
 #[test]
+fn a_port_read_that_a_pause_interrupts_is_finished_before_the_guest_moves() {
+    if !has_kvm() {
+        return;
+    }
+    // Reading the port takes the byte: a read that is begun here and repeated there would lose it.
+    let input: Vec<u8> = (b'a'..=b'z').cycle().take(8000).collect();
+    let kernel = PvhKernel::new().echo();
+    let mut rig = Rig::new(kernel.clone(), 1);
+    assert_eq!(lock(&rig.machine.shared_serial()).push_input(&input), input.len());
+    let mut echoed = Vec::new();
+    for hop in 0..12 {
+        rig.machine.resume().unwrap();
+        rig.output.wait_for(|text| text.len() > 20 + hop);
+        rig.machine.pause(RunState::Paused).unwrap();
+        let next = Rig::build(kernel.clone(), 1, true);
+        copy_memory(&rig.machine, &next.machine);
+        next.machine.restore_state(&mut rig.save()).unwrap();
+        echoed.extend_from_slice(&lock(&rig.output.0));
+        rig = next;
+    }
+    assert!(echoed.len() > 12 * 20);
+    assert_eq!(String::from_utf8_lossy(&echoed), String::from_utf8_lossy(&input[..echoed.len()]));
+}
+
+#[test]
 fn what_was_restored_saves_as_the_same() {
     if !has_kvm() {
         return;
