@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check in order, all of them even when one fails, and a summary.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -186,23 +187,37 @@ fn checked(commands: &[Command]) -> Count {
     count
 }
 
-/// Runs a test harness, shows what it says, and counts by its closing lines.
+/// Runs a test harness, shows what it says as it says it, and counts by its closing lines.
 fn harness(mut command: Command) -> Result<Count> {
     let shown = format!("{command:?}");
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {shown}"))?;
-    let said =
-        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-    let mut count = Count::default();
-    for text in &said {
-        print!("{text}");
-        count.add(counted(text));
-    }
-    if !output.status.success() && count.failed == 0 {
-        println!("{shown}: {}", output.status);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot start {shown}"))?;
+    let (Some(output), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
+        bail!("the standard streams were not piped");
+    };
+    let errors = time::spawn("errors", move || passed_on(errors));
+    let mut count = counted(&passed_on(output));
+    count.add(counted(&errors.join().unwrap_or_default()));
+    let status = child.wait()?;
+    if !status.success() && count.failed == 0 {
+        println!("{shown}: {status}");
         count.failed = 1;
     }
     Ok(count)
+}
+
+/// Prints what comes, line by line; gives all of it at the end.
+fn passed_on(from: impl Read) -> String {
+    let mut all = String::new();
+    let mut lines = BufReader::new(from);
+    let mut bytes = Vec::new();
+    while lines.read_until(b'\n', &mut bytes).is_ok_and(|len| len > 0) {
+        let line = String::from_utf8_lossy(&bytes).into_owned();
+        print!("{line}");
+        all.push_str(&line);
+        bytes.clear();
+    }
+    all
 }
 
 /// Adds up the summaries of nextest and of the standard harness.
