@@ -87,14 +87,7 @@ async fn copy(graph: BlockGraph, paths: [String; 2]) -> Result<()> {
     }
     let node = graph.node("from").context("the source")?;
     let device = graph.add_backend(BackendKind::Device, "d0", &node, EdgePerms::READ_WRITE)?;
-    let id = mirror::start(
-        &graph,
-        MirrorOptions {
-            buf_size: std::env::var("BUF").map_or(0, |b| b.parse().unwrap()),
-            ..MirrorOptions::new("d0", "to", SyncMode::Full)
-        },
-    )
-    .await?;
+    let id = mirror::start(&graph, MirrorOptions::new("d0", "to", SyncMode::Full)).await?;
     let job = JobRegistry::of(&graph).find(&id)?;
     while !job.info().ready {
         graph.executor().sleep(Duration::from_millis(1)).await;

@@ -19,8 +19,8 @@ impl MirrorJob {
     /// The end of the job. When `run` has returned, both sides are equal, the target is durable and nobody
     /// can change the source until the gates open again.
     pub(super) async fn end(mut self, how: Settle) -> Result<()> {
-        let drained = match self.drained.take() {
-            Some(drained) if how != Settle::Abandon => drained,
+        let drained = match self.held.take() {
+            Some(held) if how != Settle::Abandon => held.drained,
             _ => {
                 self.give_up().await;
                 self.drain_source().await

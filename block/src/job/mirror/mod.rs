@@ -9,7 +9,7 @@
 //! 3. Two operations on one granule never overlap: both `claim` and write-through hold its range lock.
 //! 4. A failed copy sets its bits again before anything else happens: `copy::start`.
 //! 5. READY only after a flush of the target. To finish: shut the gates, look again, flush, pivot, and only
-//!    then open the gates: the end of `run`, then `end`.
+//!    then open the gates: the end of `run`, then `end`. When the gates are shut: `hold`.
 //! 6. What is written through is copied first, because the guest may change it between the two writes:
 //!    `guest`.
 
@@ -17,6 +17,7 @@ pub(crate) mod guest;
 
 mod copy;
 mod end;
+mod hold;
 mod options;
 mod scan;
 mod start;
@@ -29,9 +30,11 @@ pub use start::start;
 
 pub(crate) use state::Mirror;
 
+use hold::{Held, Hold};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{BlockGraph, Drained};
-use crate::job::{IoOperation, Job, JobCtx, JobKind, Settle};
+use crate::job::{IoOperation, Job, JobCtx, JobKind, Settle, race};
 use crate::node::BlockNode;
 
 /// A ready mirror that was clean gathers writes for so long before it copies them (ns), and a failed
@@ -43,8 +46,9 @@ struct MirrorJob {
     mirror: Rc<Mirror>,
     graph: BlockGraph,
     filter: BlockNode,
-    /// The source's gates are shut and both sides are equal.
-    drained: Option<Drained>,
+    hold: Hold,
+    /// While it is there, nobody can change the source. When `run` returns, both sides are equal.
+    held: Option<Held>,
 }
 
 impl Job for MirrorJob {
@@ -54,49 +58,51 @@ impl Job for MirrorJob {
         let mirror = Rc::clone(&self.mirror);
         check_sizes(&mirror)?;
         scan::find_dirty(&mirror).await;
-        let mut rest = Rest::new(&mirror);
+        let mut flushed_ahead = false;
         loop {
             if ctx.should_pause() || mirror.has_failed() {
-                self.drained = None;
+                self.held = None;
                 ctx.wait_until(|| mirror.ops.get() == 0).await;
                 mirror.failure()?;
                 ctx.pause_point().await;
                 continue;
             }
-            let guest_waits = self.drained.is_some();
+            let guest_waits = self.is_guest_held();
             if let Some(time) = mirror.not_before(guest_waits) {
                 self.wait_for_time(time, guest_waits).await;
+                continue;
+            }
+            let finish = ctx.is_ready() && ctx.should_finish();
+            if finish && !flushed_ahead {
+                // So that little is left to flush while the guest is held up.
+                flushed_ahead = self.flush_target().await;
                 continue;
             }
             if mirror.dirty_bytes() > 0 {
                 if !self.copy_next().await {
                     self.wait_for_change().await;
                 }
-                let finish_now = ctx.should_finish() && rest.is_small_enough(&mirror);
-                if guest_waits || !finish_now {
-                    continue;
+                if !guest_waits && self.hold.is_due(&mirror) {
+                    self.hold_guest().await;
                 }
             } else if mirror.ops.get() > 0 {
                 self.wait_for_change().await;
-                continue;
             } else if !ctx.is_ready() {
+                // Both sides are equal. What is written from here on is only a change to the copy.
+                self.held = None;
                 if self.flush_target().await {
-                    mirror.synced.set(mirror.writes_through());
+                    mirror.synced.set(mirror.writes_through() && mirror.dirty_bytes() == 0);
+                    self.hold.begin_again();
                     ctx.ready();
                 }
-                continue;
-            } else if !ctx.should_finish() {
+            } else if !finish {
                 ctx.rest(self.wait_while_clean()).await;
-                continue;
-            }
-
-            // The user wants us to finish, and little or nothing is left to copy.
-            if self.drained.is_none() {
-                self.drained = Some(self.drain_source().await);
+            } else if let Some(time) = self.hold.paused_until(ctx.now()) {
+                ctx.wait_before(time, || ctx.should_pause() || mirror.dirty_bytes() > 0).await;
+            } else if !guest_waits {
+                self.hold_guest().await;
             } else if self.flush_target().await {
                 return Ok(());
-            } else {
-                self.drained = None;
             }
         }
     }
@@ -128,22 +134,56 @@ impl MirrorJob {
         self.graph.drain(&end::lowest_replaced(&self.graph, mirror), &own).await
     }
 
-    /// Whether the target is durable now; if not, the user's policy was applied.
-    async fn flush_target(&self) -> bool {
-        match self.mirror.target.flush().await {
-            Ok(()) => true,
-            Err(error) => {
-                self.mirror.failed(IoOperation::Write, error);
-                false
-            }
+    /// Drains the source for as long as a guest may be held up.
+    async fn hold_guest(&mut self) {
+        let ctx = &self.mirror.ctx;
+        let since = ctx.now();
+        let until = self.hold.deadline(since);
+        match race(self.drain_source(), ctx.executor().sleep_until(until)).await {
+            Some(drained) => self.held = Some(Held { drained, since, until }),
+            None => self.hold.ran_out(&self.mirror, since),
         }
     }
 
-    /// Waits until a range or a slot becomes free or a granule dirty, or the user wants something.
+    /// Whether the guest is held up. If that has taken too long, it is let go here.
+    fn is_guest_held(&mut self) -> bool {
+        let now = self.mirror.ctx.now();
+        if let Some(held) = self.held.take_if(|held| held.until <= now) {
+            self.hold.ran_out(&self.mirror, held.since);
+        }
+        self.held.is_some()
+    }
+
+    /// Whether the target is durable now; if not, the user's policy was applied, or the guest could not be
+    /// held up for so long.
+    async fn flush_target(&mut self) -> bool {
+        let ctx = &self.mirror.ctx;
+        let (began, until) = (ctx.now(), self.held.as_ref().map(|held| held.until));
+        let flushing = self.mirror.target.flush();
+        let outcome = match until {
+            Some(until) => race(flushing, ctx.executor().sleep_until(until)).await,
+            None => Some(flushing.await),
+        };
+        // Also when it is still under way: the next hold knows that it takes so long at least.
+        self.hold.flushed(ctx.now() - began);
+        if let Some(Err(error)) = outcome {
+            self.held = None;
+            self.mirror.failed(IoOperation::Write, error);
+            return false;
+        }
+        outcome.is_some()
+    }
+
+    /// Waits until a range or a slot becomes free or a granule dirty, or the user wants something, or the
+    /// guest must be let go.
     async fn wait_for_change(&self) {
         let (mirror, ctx) = (&self.mirror, &self.mirror.ctx);
         let before = mirror.changes.get();
-        ctx.wait_until(|| mirror.changes.get() != before || ctx.should_pause()).await;
+        let changed = || mirror.changes.get() != before || ctx.should_pause();
+        match &self.held {
+            Some(held) => ctx.wait_before(held.until, changed).await,
+            None => ctx.wait_until(changed).await,
+        }
     }
 
     /// Waits until `time`, before which nothing may be done, unless that changes.
@@ -164,29 +204,6 @@ impl MirrorJob {
         let wanted = || ctx.should_pause() || ctx.should_finish() || mirror.has_failed();
         ctx.wait_until(|| wanted() || mirror.dirty_bytes() > 0).await;
         ctx.wait_before(ctx.now().saturating_add(SLICE_NS), wanted).await;
-    }
-}
-
-/// How much may be left to copy when the guest is held up to finish. It doubles with every pass over the
-/// disk that did not get there: a guest that writes faster than we copy must not keep us from ever
-/// finishing.
-struct Rest {
-    allowed: u64,
-    passes: u64,
-}
-
-impl Rest {
-    fn new(mirror: &Mirror) -> Rest {
-        Rest { allowed: 0, passes: mirror.passes.get() }
-    }
-
-    /// Asked after every step once the job is to finish.
-    fn is_small_enough(&mut self, mirror: &Mirror) -> bool {
-        if self.passes != mirror.passes.get() {
-            self.passes = mirror.passes.get();
-            self.allowed = (self.allowed * 2).max(mirror.settings.granularity);
-        }
-        mirror.dirty_bytes() <= self.allowed
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use super::hold::Hold;
 use super::options::{MirrorOptions, SyncMode};
 use super::state::{Mirror, Settings};
 use super::{MirrorJob, end};
@@ -140,7 +141,8 @@ async fn build(
     graph.apply(&insert, &drained)?;
     source.attach_bitmap(Rc::clone(&mirror.bitmap));
     ctx.set_hooks(Rc::new(end::Hooks::new(graph.clone(), Rc::clone(&mirror))));
-    Ok(MirrorJob { mirror, graph: graph.clone(), filter, drained: None })
+    let hold = Hold::new(&mirror);
+    Ok(MirrorJob { mirror, graph: graph.clone(), filter, hold, held: None })
 }
 
 /// Whether no other node is over `node`.

@@ -209,6 +209,11 @@ impl Mirror {
         self.buffers.borrow_mut().push(buffer);
     }
 
+    /// Bytes dealt with so far.
+    pub(super) fn done(&self) -> u64 {
+        self.done.get()
+    }
+
     /// What was copied counts as done.
     pub(super) fn add_done(&self, bytes: u64) {
         self.done.set(self.done.get() + bytes);

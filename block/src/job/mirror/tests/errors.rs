@@ -1,5 +1,7 @@
 //! Faults of both disks under every policy, and targets that do not answer at all.
 
+use std::time::Duration;
+
 use super::rig::{KIB, MIB, Rig};
 use crate::error::ErrorKind;
 use crate::job::mirror::MirrorOptions;
@@ -173,6 +175,47 @@ fn a_dead_target_holds_up_neither_cancel_nor_guest() {
             rig.assert_no_trace();
         });
     }
+}
+
+#[test]
+fn a_slow_flush_holds_the_guest_up_for_bounded_times_only() {
+    Rig::run(MIB, |rig| async move {
+        let job = rig.ready(rig.options()).await;
+        let slow = Effect::Delay(Duration::from_secs(2));
+        rig.target.inject(Fault::every(SimOp::Flush, slow).after(1));
+        job.complete().unwrap();
+        rig.sleep_ms(10).await;
+        let before = rig.executor.clock().now();
+        rig.write(0, 1, KIB).await.unwrap();
+        let stall = rig.executor.clock().now() - before;
+        assert!(stall < 400_000_000, "{stall} ns");
+        assert_ne!(rig.device_node(), "dst", "the guest was let go before the job was done");
+        job.concluded().await;
+        assert_eq!(rig.device_node(), "dst");
+        assert!(rig.target.durable() == rig.source.contents());
+    });
+}
+
+#[test]
+fn a_target_that_hangs_while_the_guest_is_held_up_lets_it_go() {
+    Rig::run(MIB, |rig| async move {
+        let job = rig.ready(rig.options()).await;
+        rig.target.inject(Fault::every(SimOp::Write, Effect::Hang));
+        rig.source.inject(Fault::once(SimOp::Write, Effect::Delay(Duration::from_millis(50))));
+        let (guest, executor) = (rig.clone(), rig.executor.clone());
+        let writing = executor.spawn(async move { guest.write(0, 1, KIB).await.unwrap() });
+        rig.sleep_ms(10).await;
+        // Both sides are equal now, so the gates are shut; then the write that was inside is dirty.
+        job.complete().unwrap();
+        writing.await;
+        let before = rig.executor.clock().now();
+        rig.write(4 * KIB, 2, KIB).await.unwrap();
+        assert!(rig.executor.clock().now() - before < 400_000_000);
+        rig.target.heal();
+        job.concluded().await;
+        assert_eq!(rig.device_node(), "dst");
+        assert_eq!(rig.read(4 * KIB, KIB).await, vec![2; 1024]);
+    });
 }
 
 #[test]

@@ -166,11 +166,23 @@ impl Rig {
         self.device.node().name().to_owned()
     }
 
+    fn node_names(&self) -> Vec<String> {
+        self.graph.nodes().iter().map(|node| node.name().to_owned()).collect()
+    }
+
+    /// Waits until nobody who drains the graph keeps nodes that are not in it any more.
+    pub(super) async fn settled(&self) {
+        for _ in 0..100 {
+            if self.node_names().len() == 2 {
+                return;
+            }
+            self.sleep_ms(1).await;
+        }
+    }
+
     /// Nothing of a job is left in the graph.
     pub(super) fn assert_no_trace(&self) {
-        let nodes: Vec<String> =
-            self.graph.nodes().iter().map(|node| node.name().to_owned()).collect();
-        assert_eq!(nodes, ["src", "dst"]);
+        assert_eq!(self.node_names(), ["src", "dst"]);
         assert_eq!(self.graph.backends().len(), 1, "{:?}", self.graph.backends());
         assert!(self.graph.nodes().iter().all(|node| node.bitmaps().is_empty()));
         let holders = |name: &str| self.graph.node(name).unwrap().0.live_parents().len();

@@ -70,6 +70,7 @@ fn rule_2_a_write_during_the_copy_of_its_granule_is_copied_again() {
             rig.sleep_ms(50).await;
             rig.write(KIB, 2, 512).await.unwrap();
             rig.wait_for("READY").await;
+            rig.sleep_ms(1000).await;
             rig.assert_equal();
             job.cancel_block_job(false).await.unwrap();
             job.concluded().await;
@@ -199,7 +200,8 @@ fn rule_5_completing_waits_for_writes_that_are_under_way_and_copies_them() {
 fn rule_5_what_comes_during_the_pivot_goes_to_the_new_node() {
     Rig::run(MIB, |rig| async move {
         let job = rig.ready(rig.options()).await;
-        rig.target.inject(Fault::once(SimOp::Flush, SLOW));
+        // One flush ahead, then the one that counts.
+        rig.target.inject(Fault::once(SimOp::Flush, SLOW).after(1));
         job.complete().unwrap();
         rig.sleep_ms(10).await;
         // The gates are shut and the last flush is under way.

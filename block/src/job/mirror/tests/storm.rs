@@ -25,6 +25,8 @@ struct Ledger {
     bytes: RefCell<Vec<u8>>,
     stop: Cell<bool>,
     writes: Cell<u64>,
+    /// The longest that a request took, in ns.
+    stall: Cell<u64>,
 }
 
 /// One guest thread: writes, discards, reads back, for ever.
@@ -37,6 +39,7 @@ async fn hammer(rig: Rig, ledger: Rc<Ledger>, seed: u64, who: u64) {
         let len = usize::try_from(range.end - range.start).unwrap();
         let place = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
         let expected = ledger.bytes.borrow()[place.clone()].to_vec();
+        let began = rig.executor.clock().now();
         match rng.below(16) {
             0..=9 => {
                 let bytes: Vec<u8> = (0..len).map(|_| rng.bits().to_le_bytes()[0]).collect();
@@ -66,6 +69,8 @@ async fn hammer(rig: Rig, ledger: Rc<Ledger>, seed: u64, who: u64) {
                 assert!(now == expected, "a guest reads something else than it wrote at {range:?}");
             }
         }
+        let took = rig.executor.clock().now() - began;
+        ledger.stall.set(ledger.stall.get().max(took));
         if rng.one_in(64) {
             rig.executor.sleep(Duration::from_micros(rng.below(20_000))).await;
         }
@@ -120,7 +125,20 @@ fn random_faults(rng: &mut Rng, place: &Place) {
     }
 }
 
-/// One mirror from start to end. True if the device is to be on the target then.
+/// Shuts every gate of the graph now and then, as a machine does that is stopped.
+async fn stop_the_world(rig: Rig, ledger: Rc<Ledger>, seed: u64) {
+    let mut rng = Rng::new(seed);
+    while !ledger.stop.get() {
+        rig.executor.sleep(Duration::from_micros(rng.below(60_000))).await;
+        let drained = rig.graph.drain_all(&[]).await;
+        let disks = rig.source.under_way() + rig.target.under_way();
+        assert_eq!(disks, 0, "something is under way in a stopped machine");
+        rig.executor.sleep(Duration::from_micros(rng.below(3_000))).await;
+        drop(drained);
+    }
+}
+
+/// One mirror from start to end, with whatever verbs and faults come.
 async fn one_mirror(rig: &Rig, rng: &mut Rng, place: &mut Place) {
     let (source, target) = (place.names[place.at], place.names[1 - place.at]);
     rig.take_log();
@@ -155,15 +173,45 @@ async fn one_mirror(rig: &Rig, rng: &mut Rng, place: &mut Place) {
     assert!(pivoted || rig.device_node() == source);
     place.at = if pivoted { 1 - place.at } else { place.at };
     assert_eq!(place.disks[0].counts().overlaps + place.disks[1].counts().overlaps, 0);
+    rig.settled().await;
     rig.assert_no_trace();
 }
 
-async fn storm(rig: Rig, seed: u64, cycles: u32) -> (u64, u64) {
+/// One mirror that is completed as soon as it is ready.
+async fn one_pivot(rig: &Rig, rng: &mut Rng, place: &mut Place) {
+    let target = place.names[1 - place.at];
+    rig.take_log();
+    let options = MirrorOptions {
+        auto_finalize: true,
+        speed: 0,
+        // Smaller ones are slower than these guests write.
+        buf_size: 0,
+        ..random_options(rng, "d0", target)
+    };
+    let job = rig.start(options).await;
+    let start = rig.executor.clock().now();
+    while !job.info().ready {
+        rig.executor.sleep(Duration::from_micros(200)).await;
+        let ns = rig.executor.clock().now() - start;
+        assert!(ns < 20_000_000_000, "not ready after {ns} ns: {:?}", job.info());
+    }
+    job.complete().unwrap();
+    job.concluded().await;
+    let ns = rig.executor.clock().now() - start;
+    assert!(ns < 20_000_000_000, "a mirror of 1 MiB took {ns} ns");
+    assert_eq!(rig.device_node(), target, "{:?}", rig.log());
+    place.at = 1 - place.at;
+    rig.settled().await;
+    rig.assert_no_trace();
+}
+
+async fn storm(rig: Rig, seed: u64, cycles: u32, only_pivots: bool) -> Outcome {
     let mut rng = Rng::new(seed);
     let ledger = Rc::new(Ledger {
         bytes: RefCell::new(rig.source.contents()),
         stop: Cell::new(false),
         writes: Cell::new(0),
+        stall: Cell::new(0),
     });
     let disks = [rig.source.clone(), rig.target.clone()];
     let mut place = Place { names: ["src", "dst"], disks, at: 0 };
@@ -182,10 +230,17 @@ async fn storm(rig: Rig, seed: u64, cycles: u32) -> (u64, u64) {
             rig.executor.spawn(hammer(rig.clone(), Rc::clone(&ledger), seed, who))
         })
         .collect();
+    let world = stop_the_world(rig.clone(), Rc::clone(&ledger), rng.bits());
+    let world = rig.executor.spawn(world);
     for _ in 0..cycles {
-        one_mirror(&rig, &mut rng, &mut place).await;
+        if only_pivots {
+            one_pivot(&rig, &mut rng, &mut place).await;
+        } else {
+            one_mirror(&rig, &mut rng, &mut place).await;
+        }
     }
     ledger.stop.set(true);
+    world.await;
     for writer in writers {
         writer.await;
     }
@@ -195,23 +250,44 @@ async fn storm(rig: Rig, seed: u64, cycles: u32) -> (u64, u64) {
         place.disks[place.at].contents() == *ledger.bytes.borrow(),
         "an acknowledged write is lost"
     );
-    (completed.get(), ledger.writes.get())
+    Outcome { completed: completed.get(), writes: ledger.writes.get(), stall: ledger.stall.get() }
+}
+
+/// What a storm came to.
+#[derive(Debug, Default)]
+struct Outcome {
+    completed: u64,
+    writes: u64,
+    stall: u64,
+}
+
+/// Runs a storm for each seed, or only for the one in `FERRY_SEED`.
+fn storms(seeds: std::ops::Range<u64>, cycles: u32, only_pivots: bool) -> Outcome {
+    let seeds = std::env::var("FERRY_SEED").map_or(seeds, |seed| {
+        let seed = seed.parse().unwrap();
+        seed..seed + 1
+    });
+    let mut sum = Outcome::default();
+    for seed in seeds {
+        eprintln!("seed {seed}");
+        let (source, target) = (SimOptions::new(LEN, seed), SimOptions::new(LEN, !seed));
+        let one = Rig::run_with(source, target, |rig| storm(rig, seed, cycles, only_pivots));
+        sum.completed += one.completed;
+        sum.writes += one.writes;
+        sum.stall = sum.stall.max(one.stall);
+    }
+    eprintln!("{sum:?}");
+    sum
 }
 
 #[test]
 fn every_acknowledged_write_survives() {
-    let seeds = std::env::var("FERRY_SEED").map_or(0..24, |seed| {
-        let seed = seed.parse().unwrap();
-        seed..seed + 1
-    });
-    let (mut completed, mut writes) = (0, 0);
-    for seed in seeds {
-        eprintln!("seed {seed}");
-        let (source, target) = (SimOptions::new(LEN, seed), SimOptions::new(LEN, !seed));
-        let (done, written) = Rig::run_with(source, target, |rig| storm(rig, seed, 25));
-        completed += done;
-        writes += written;
-    }
-    eprintln!("{completed} mirrors completed, {writes} writes");
-    assert!(completed > 0);
+    assert!(storms(0..20, 25, false).completed > 0);
+}
+
+#[test]
+fn hundreds_of_pivots_under_load() {
+    let sum = storms(1000..1004, 75, true);
+    assert!(sum.completed >= 75);
+    assert!(sum.stall < 1_000_000_000, "a guest was held up for {} ns", sum.stall);
 }
