@@ -1,7 +1,7 @@
 //! The mirror job: copies a node to a target while a guest uses it, keeps the copy equal, and in the end
 //! puts the target in the source's place.
 //!
-//! The loop is [`MirrorJob::run`]. Its rules (DESIGN section 8):
+//! The loop is [`MirrorJob::run`]. Its rules:
 //!
 //! 1. A guest's write marks its granules dirty when it completes, before the guest hears of it, also when
 //!    it failed: `guest`, through the filter [`crate::filter::mirror_top`].
@@ -201,6 +201,7 @@ impl MirrorJob {
     async fn wait_while_clean(&self) {
         let (mirror, ctx) = (&self.mirror, &self.mirror.ctx);
         mirror.synced.set(mirror.writes_through());
+        mirror.free_buffers();
         let wanted = || ctx.should_pause() || ctx.should_finish() || mirror.has_failed();
         ctx.wait_until(|| wanted() || mirror.dirty_bytes() > 0).await;
         ctx.wait_before(ctx.now().saturating_add(SLICE_NS), wanted).await;

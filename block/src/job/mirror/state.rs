@@ -209,6 +209,11 @@ impl Mirror {
         self.buffers.borrow_mut().push(buffer);
     }
 
+    /// Nothing is to be copied for a while, so nothing needs the memory.
+    pub(super) fn free_buffers(&self) {
+        self.buffers.take();
+    }
+
     /// Bytes dealt with so far.
     pub(super) fn done(&self) -> u64 {
         self.done.get()

@@ -1,4 +1,4 @@
-//! Verbs and the order of events, as QEMU has them (FEATURES appendix A1).
+//! Verbs and the order of events, as QEMU has them.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The six rules of DESIGN section 8. Each test fails when its rule is broken.
+//! The six rules of the mirror (see [`super::super`]). Each test fails when its rule is broken.
 
 use std::cell::Cell;
 use std::rc::Rc;
