@@ -8,6 +8,8 @@ use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::buf::IoBuf;
 
@@ -161,6 +163,43 @@ pub(crate) fn is_remote(fd: BorrowedFd<'_>) -> bool {
     const NINE_P: u64 = 0x0102_1997;
     let remote = [NFS, SMB2, CIFS, FUSE, CEPH, OCFS2, GFS2, NINE_P];
     file_system(fd).is_some_and(|magic| remote.contains(&magic))
+}
+
+/// Waits for events of an epoll descriptor for at most `timeout` (`None`: for ever); how many.
+pub(crate) fn epoll_wait(
+    fd: RawFd,
+    events: &mut [libc::epoll_event],
+    timeout: Option<Duration>,
+) -> io::Result<usize> {
+    static ONLY_MILLISECONDS: AtomicBool = AtomicBool::new(false);
+    let start = events.as_mut_ptr();
+    let count = i32::try_from(events.len()).unwrap_or(i32::MAX);
+    if !ONLY_MILLISECONDS.load(Ordering::Relaxed) {
+        let limit = timeout.map(|timeout| libc::timespec {
+            tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        let (mask, mask_len) = (std::ptr::null::<libc::sigset_t>(), 0_usize);
+        // SAFETY: the events and the time limit outlive the call, and no mask is passed.
+        let result = unsafe {
+            libc::syscall(libc::SYS_epoll_pwait2, fd, start, count, limit, mask, mask_len)
+        };
+        match check(result) {
+            // Linux before 5.11.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                ONLY_MILLISECONDS.store(true, Ordering::Relaxed);
+            }
+            other => return other.map(|count| usize::try_from(count).unwrap_or(0)),
+        }
+    }
+    // Rounded up: a wait that ends too early would be begun again until the time has come.
+    let limit = timeout.map_or(-1, |timeout| {
+        i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+    });
+    // SAFETY: the events outlive the call.
+    let result = unsafe { libc::epoll_wait(fd, start, count, limit) };
+    check(i64::from(result)).map(|count| usize::try_from(count).unwrap_or(0))
 }
 
 /// The magic number of the file system.

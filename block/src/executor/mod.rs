@@ -34,8 +34,11 @@ use reactor::{Direction, Reactor};
 use remote::{Entered, Item, ReadyQueue, RootWaker, Shared};
 use timers::Timers;
 
-/// So many tasks run before disk and network get their turn, however many are ready.
+/// So many tasks run before disk and network get their turn, however many are ready,
 const TURN_BUDGET: usize = 512;
+/// and for so long (ns), looked at after every few: a task may copy a lot.
+const TURN_BUDGET_NS: u64 = 500_000;
+const LOOK_AFTER: usize = 16;
 /// While busy, file descriptors are looked at this often (ns).
 const REACTOR_INTERVAL_NS: u64 = 50_000;
 
@@ -301,7 +304,7 @@ impl Executor {
         let mut worked = inner.remote.shared().drain_into(&inner.ready);
         worked |= Timers::fire(&inner.timers, now);
         worked |= inner.pollers.poll();
-        for _ in 0..TURN_BUDGET {
+        for count in 1..=TURN_BUDGET {
             match inner.ready.pop() {
                 Some(Item::Run(runnable)) => {
                     runnable.run();
@@ -310,6 +313,10 @@ impl Executor {
                 None => break,
             }
             worked = true;
+            let look = count.is_multiple_of(LOOK_AFTER);
+            if look && inner.clock.now().saturating_sub(now) > TURN_BUDGET_NS {
+                break;
+            }
         }
         if let Some(engine) = inner.engine.get() {
             worked |= engine.turn();

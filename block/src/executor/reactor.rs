@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// Token of the eventfd that other threads write; descriptors' tokens are their numbers.
 const WAKE_TOKEN: u64 = u64::MAX;
@@ -69,8 +70,8 @@ impl Reactor {
 
     /// Looks for events, waiting at most `timeout` (`None`: for ever); whether there were any.
     pub(super) fn wait(&self, timeout: Option<Duration>) -> bool {
-        let mut events = [EpollEvent::default(); BATCH];
-        let count = match self.epoll.wait(timeout_ms(timeout), &mut events) {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
+        let count = match sys::epoll_wait(self.epoll.as_raw_fd(), &mut events, timeout) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return false,
             Err(error) => {
@@ -79,9 +80,9 @@ impl Reactor {
             }
         };
         for event in &events[..count] {
-            let token = event.data();
-            if token != WAKE_TOKEN && token != RING_TOKEN {
-                self.fire(event.fd(), event.event_set());
+            // Tokens of descriptors are their numbers; the others fit no descriptor.
+            if let Ok(fd) = RawFd::try_from(event.u64) {
+                self.fire(fd, EventSet::from_bits_truncate(event.events));
             }
         }
         count != 0
@@ -199,13 +200,5 @@ impl Drop for Ready<'_> {
         if let Some(id) = self.id {
             self.reactor.forget(self.fd, id);
         }
-    }
-}
-
-/// Rounds up: a sleep must not end before its deadline, or the thread would spin until then.
-fn timeout_ms(timeout: Option<Duration>) -> i32 {
-    match timeout {
-        None => -1,
-        Some(timeout) => i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX),
     }
 }

@@ -141,6 +141,9 @@ impl Shared {
         if CURRENT_ID.get() == Arc::as_ptr(self) {
             CURRENT.with_borrow(|current| {
                 if let Some((_, ready)) = current {
+                    // A task that another thread wakes while it runs is made ready here, after
+                    // its poll: what that thread injected before must still come first.
+                    self.drain_into(ready);
                     ready.push(item);
                 }
             });

@@ -218,7 +218,7 @@ impl BlockGraph {
         // Somebody may have begun to use it meanwhile.
         let node = find()?;
         self.check_removable(&node)?;
-        self.0.owned.borrow_mut().retain(|owned| !owned.is_same(&node));
+        self.disown(&node);
         Ok(())
     }
 
@@ -241,7 +241,12 @@ impl BlockGraph {
 
     /// Leaves `node` to its parents: it goes when they do.
     pub fn disown(&self, node: &BlockNode) {
-        self.0.owned.borrow_mut().retain(|owned| !owned.is_same(node));
+        let mut owned = self.0.owned.borrow_mut();
+        let place = owned.iter().position(|owned| owned.is_same(node));
+        let gone = place.map(|place| owned.remove(place));
+        // What a driver does when it goes may need the list.
+        drop(owned);
+        drop(gone);
     }
 
     fn check_unused(&self, name: &str) -> Result<()> {

@@ -53,8 +53,9 @@ pub struct FileDriver {
     mark: Mark,
     /// What the file system turned out not to have.
     no_zero_range: Cell<bool>,
-    /// The stretch that the last `map` found, to answer the next one without a system call.
-    mapped: RefCell<Option<(Range<u64>, ExtentKind)>>,
+    /// The data that the last `map` found, to answer the next one without a system call. Writes
+    /// leave data as data; a hole that is remembered would hide what was written meanwhile.
+    known_data: RefCell<Range<u64>>,
     no_seek: OnceCell<()>,
 }
 
@@ -103,7 +104,7 @@ impl FileDriver {
             locks: ImageLocks::default(),
             mark: Mark::default(),
             no_zero_range: Cell::new(false),
-            mapped: RefCell::default(),
+            known_data: RefCell::default(),
             no_seek: OnceCell::new(),
         })
     }
@@ -153,7 +154,7 @@ impl FileDriver {
 
     async fn clear(&self, range: &Range<u64>, keep_space: bool) -> io::Result<()> {
         let (at, len) = (range.start, range.end - range.start);
-        self.mapped.take();
+        self.known_data.take();
         if keep_space && !self.no_zero_range.get() {
             match self.io.allocate(ZERO, at, len).await {
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -221,9 +222,6 @@ impl BlockDriver for FileDriver {
     }
 
     async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
-        if self.mapped.borrow().is_some() {
-            self.mapped.take();
-        }
         let result = self.io.write(at, from, flags.fua).await;
         result.map_err(|error| self.failed("write to", error))
     }
@@ -244,11 +242,10 @@ impl BlockDriver for FileDriver {
     }
 
     async fn map(&self, range: Range<u64>) -> Result<Extent> {
-        if let Some((known, kind)) = &*self.mapped.borrow()
-            && known.contains(&range.start)
-        {
+        let known = self.known_data.borrow().clone();
+        if known.contains(&range.start) {
             let len = known.end.min(range.end) - range.start;
-            return Ok(Extent { kind: *kind, len });
+            return Ok(Extent { kind: ExtentKind::Data, len });
         }
         let all_data = Extent { kind: ExtentKind::Data, len: range.end - range.start };
         if self.no_seek.get().is_some() || self.kind == FileKind::BlockDevice {
@@ -262,20 +259,15 @@ impl BlockDriver for FileDriver {
                 return Ok(all_data);
             }
         };
-        let (end, kind) = match data {
-            Some(data) if data == range.start => (hole.unwrap_or(range.end), ExtentKind::Data),
-            // A hole up to the next data or to the end.
-            other => (
-                other.unwrap_or(self.len.get()).max(range.end.min(self.len.get())),
-                ExtentKind::Zero,
-            ),
+        let (kind, end) = match data {
+            Some(data) if data == range.start => (ExtentKind::Data, hole.unwrap_or(range.end)),
+            Some(data) => (ExtentKind::Zero, data),
+            None => (ExtentKind::Zero, range.end),
         };
-        let end = if kind == ExtentKind::Zero { data.unwrap_or(end) } else { end };
-        // Only data is remembered: a stale hole would hide what somebody wrote meanwhile.
         if kind == ExtentKind::Data {
-            self.mapped.replace(Some((range.start..end, kind)));
+            self.known_data.replace(range.start..end);
         }
-        Ok(Extent { kind, len: end.min(range.end).saturating_sub(range.start) })
+        Ok(Extent { kind, len: end.min(range.end) - range.start })
     }
 
     async fn resize(&self, len: u64) -> Result<()> {
@@ -283,7 +275,7 @@ impl BlockDriver for FileDriver {
             let context = format!("'{}' is a device and keeps its size", self.path);
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        self.mapped.take();
+        self.known_data.take();
         let resized = self.io.blocking(move |fd| File::from(fd.try_clone_to_owned()?).set_len(len));
         resized.await.map_err(|error| self.failed("resize", error))?;
         self.len.set(len);
@@ -302,7 +294,7 @@ impl BlockDriver for FileDriver {
             return Err(error);
         }
         // Whatever was learnt while another process may have written is worth nothing.
-        self.mapped.take();
+        self.known_data.take();
         self.active.set(true);
         let kind = self.kind;
         let len = self.io.blocking(move |fd| refresh(fd, kind)).await;
