@@ -220,21 +220,27 @@ fn passed_on(from: impl Read) -> String {
     all
 }
 
-/// Adds up the summaries of nextest and of the standard harness.
+/// Adds up the summaries of nextest; where it did not run, those of the standard harness. nextest shows the latter
+/// too, inside of what a failed test said, and there they do not count.
 fn counted(text: &str) -> Count {
+    let nextest = |line: &str| {
+        let (head, figures) = line.split_once("tests run:").or(line.split_once("test run:"))?;
+        head.starts_with("Summary").then(|| figures.to_owned())
+    };
+    let harness = |line: &str| {
+        let (_, figures) = line.strip_prefix("test result: ")?.split_once(". ")?;
+        Some(figures.to_owned())
+    };
+    let lines = || text.lines().map(str::trim);
+    let mut summaries: Vec<String> = lines().filter_map(nextest).collect();
+    if summaries.is_empty() {
+        summaries = lines().filter_map(harness).collect();
+    }
     let mut count = Count::default();
-    for line in text.lines() {
-        let line = line.trim();
-        let figures = match line.split_once("tests run:").or(line.split_once("test run:")) {
-            Some((head, figures)) if head.starts_with("Summary") => figures,
-            _ => match line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) {
-                Some((_, figures)) => figures,
-                None => continue,
-            },
-        };
-        count.passed += figure(figures, "passed");
-        count.failed += figure(figures, "failed") + figure(figures, "timed out");
-        count.skipped += figure(figures, "ignored");
+    for figures in summaries {
+        count.passed += figure(&figures, "passed");
+        count.failed += figure(&figures, "failed") + figure(&figures, "timed out");
+        count.skipped += figure(&figures, "ignored");
     }
     count
 }
@@ -261,5 +267,7 @@ mod tests {
         assert_eq!(counted(one), Count { passed: 1, failed: 0, skipped: 0 });
         let harness = "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.1s";
         assert_eq!(counted(harness), Count { passed: 3, failed: 1, skipped: 2 });
+        let both = format!("{harness}\n{nextest}\n");
+        assert_eq!(counted(&both), Count { passed: 7, failed: 3, skipped: 0 });
     }
 }
