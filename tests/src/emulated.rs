@@ -70,7 +70,9 @@ pub fn outcome_of(line: &str) -> Option<Result<(), String>> {
 fn base(kernel: &Kernel) -> Result<PathBuf> {
     let recipe = artifact::workspace().join("resources/linux/host-init.sh");
     let (busybox, guest_initrd) = (linux::busybox()?, linux::initrd(kernel)?);
-    let key = artifact::fingerprint(&[&recipe, &busybox, &guest_initrd, &kernel.bzimage])?;
+    let own_source = artifact::workspace().join("tests/src/emulated.rs");
+    let key =
+        artifact::fingerprint(&[&recipe, &busybox, &guest_initrd, &kernel.bzimage, &own_source])?;
     let folder = artifact::cached("emulated-host", &key, |folder| {
         let mut archive = cpio::Archive::new();
         archive.console();

@@ -165,6 +165,11 @@ pub fn add_modules(archive: &mut cpio::Archive, kernel: &Kernel, wanted: &[&str]
     Ok(())
 }
 
+/// This file: what it makes changes with it.
+fn own_source() -> PathBuf {
+    artifact::workspace().join("tests/src/linux.rs")
+}
+
 /// The guest's first file system: loads the disk's driver, then does what `ferry.do=` says.
 ///
 /// # Errors
@@ -173,7 +178,7 @@ pub fn add_modules(archive: &mut cpio::Archive, kernel: &Kernel, wanted: &[&str]
 pub fn initrd(kernel: &Kernel) -> Result<PathBuf> {
     let recipe = artifact::workspace().join("resources/linux/initrd-init.sh");
     let busybox = busybox()?;
-    let key = artifact::fingerprint(&[&recipe, &busybox, &kernel.bzimage])?;
+    let key = artifact::fingerprint(&[&recipe, &busybox, &kernel.bzimage, &own_source()])?;
     let folder = artifact::cached("linux-initrd", &key, |folder| {
         let mut archive = cpio::Archive::new();
         archive.console();
@@ -196,7 +201,7 @@ pub fn initrd(kernel: &Kernel) -> Result<PathBuf> {
 pub fn packed_root() -> Result<PathBuf> {
     let recipe = artifact::workspace().join("resources/linux/root-init.sh");
     let (busybox, writer) = (busybox()?, binary::programs()?.journal_writer);
-    let key = artifact::fingerprint(&[&recipe, &busybox, &writer])?;
+    let key = artifact::fingerprint(&[&recipe, &busybox, &writer, &own_source()])?;
     let folder = artifact::cached("linux-root", &key, |folder| {
         let root = folder.join("root");
         for place in ["bin", "sbin", "dev", "proc", "sys", "data"] {
