@@ -36,7 +36,7 @@ pub struct RunArgs {
     /// Number of virtual CPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
-    /// A disk: path=FILE[,format=raw][,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,queues=N];
+    /// A disk: `path=FILE[,format=raw][,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,queues=N]`;
     /// write a comma inside a value twice; may be given several times
     #[arg(long = "disk", value_name = "OPTIONS")]
     pub disks: Vec<String>,

@@ -35,7 +35,7 @@ pub enum MachineEvent {
         /// What the guest is told.
         action: ErrorAction,
     },
-    /// The serial port wants attention: [`crate::machine::Machine::serial`].
+    /// The serial port wants attention: [`crate::machine::Machine::shared_serial`].
     Serial(SerialNotice),
 }
 

@@ -1,10 +1,10 @@
 //! The mirror job: copies a node to a target while a guest uses it, keeps the copy equal, and in the end
 //! puts the target in the source's place.
 //!
-//! The loop is [`MirrorJob::run`]. Its rules:
+//! The loop is `MirrorJob::run`. Its rules:
 //!
 //! 1. A guest's write marks its granules dirty when it completes, before the guest hears of it, also when
-//!    it failed: `guest`, through the filter [`crate::filter::mirror_top`].
+//!    it failed: `guest`, through the filter `filter::mirror_top`.
 //! 2. Bits are clear before anyone asks what the source holds or reads it: `state::Mirror::claim`.
 //! 3. Two operations on one granule never overlap: both `claim` and write-through hold its range lock.
 //! 4. A failed copy sets its bits again before anything else happens: `copy::start`.
