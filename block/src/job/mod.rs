@@ -82,6 +82,8 @@ pub(crate) async fn live<J: Job>(mut job: J, ctx: JobCtx) {
         None => Err(JobCtx::cancelled_error()),
     };
     if outcome.is_ok() {
+        // A pause that came after the last look at it has nothing to stop any more.
+        record.end_pause();
         record.enter(JobStatus::Waiting);
         record.enter(JobStatus::Pending);
         outcome = wait_for_finalize(&record).await;

@@ -219,6 +219,47 @@ fn a_target_that_hangs_while_the_guest_is_held_up_lets_it_go() {
 }
 
 #[test]
+fn a_pause_while_the_guest_is_held_up_lets_it_go() {
+    Rig::run(MIB, |rig| async move {
+        let job =
+            rig.ready(MirrorOptions { on_target_error: OnError::Stop, ..rig.options() }).await;
+        rig.target.inject(Fault::once(SimOp::Write, Effect::Fail(ErrorKind::NoSpace)));
+        rig.source.inject(Fault::once(SimOp::Write, Effect::Delay(Duration::from_millis(50))));
+        let (guest, executor) = (rig.clone(), rig.executor.clone());
+        let writing = executor.spawn(async move { guest.write(0, 1, KIB).await.unwrap() });
+        rig.sleep_ms(10).await;
+        job.complete().unwrap();
+        writing.await;
+        rig.wait_for("standby").await;
+        let before = rig.executor.clock().now();
+        rig.write(4 * KIB, 2, KIB).await.unwrap();
+        assert!(rig.executor.clock().now() - before < 20_000_000);
+        job.resume().unwrap();
+        job.concluded().await;
+        assert_eq!(rig.device_node(), "dst");
+        assert_eq!(rig.read(0, KIB).await, vec![1; 1024]);
+        assert_eq!(rig.read(4 * KIB, KIB).await, vec![2; 1024]);
+    });
+}
+
+#[test]
+fn a_pause_that_comes_too_late_does_not_stay() {
+    Rig::run(MIB, |rig| async move {
+        let manual = MirrorOptions { auto_finalize: false, ..rig.options() };
+        let job = rig.ready(manual).await;
+        let slow = Effect::Delay(Duration::from_millis(50));
+        rig.target.inject(Fault::once(SimOp::Flush, slow).after(1));
+        job.complete().unwrap();
+        rig.sleep_ms(10).await;
+        job.pause().await.unwrap();
+        rig.wait_for("PENDING").await;
+        assert!(!job.info().paused);
+        job.finalize().await.unwrap();
+        assert_eq!(rig.device_node(), "dst");
+    });
+}
+
+#[test]
 fn a_pivot_that_cannot_be_made_leaves_the_graph_as_it_was() {
     Rig::run(MIB, |rig| async move {
         rig.fill_source();

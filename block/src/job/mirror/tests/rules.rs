@@ -221,8 +221,11 @@ fn rule_5_a_failed_last_flush_lets_the_guest_go_on_and_is_tried_again() {
             rig.ready(MirrorOptions { on_target_error: OnError::Ignore, ..rig.options() }).await;
         rig.target.inject(Fault::every(SimOp::Flush, Effect::Fail(ErrorKind::Io)).times(3));
         job.complete().unwrap();
-        rig.sleep_ms(150).await;
+        rig.sleep_ms(5).await;
+        let before = rig.executor.clock().now();
         rig.write(0, 0x33, KIB).await.unwrap();
+        let stall = rig.executor.clock().now() - before;
+        assert!(stall < 20_000_000, "held up for {stall} ns while nothing is done");
         assert_ne!(rig.device_node(), "dst");
         job.concluded().await;
         assert_eq!(rig.device_node(), "dst");
