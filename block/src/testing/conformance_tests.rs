@@ -7,8 +7,11 @@ use crate::clock::Clock;
 use crate::driver::Limits;
 use crate::edge::EdgePerms;
 use crate::graph::BlockGraph;
+use crate::io::RingChoice;
+use crate::io_thread::{IoThread, IoThreadOptions};
 use crate::job::mirror::{self, CopyMode, MirrorOptions, SyncMode};
 use crate::node::NodeOptions;
+use crate::open::{BlockdevOptions, CacheOptions, DriverName, FileRef};
 use crate::testing::{SimDisk, SimOptions};
 
 fn with_graph(test: impl AsyncFnOnce(BlockGraph)) {
@@ -45,6 +48,52 @@ fn a_simulated_disk_with_every_limit() {
         let (_, node) = sim(&graph, "sim", options).await;
         conformance(graph.executor(), &node, 2).await;
     });
+}
+
+/// A window into a simulated disk with units of 4 KiB.
+#[test]
+fn raw_over_a_simulated_disk() {
+    with_graph(async |graph| {
+        let limits = Limits { request_alignment: 4096, ..Limits::NONE };
+        let options = SimOptions { limits, ..SimOptions::new(CONFORMANCE_LEN + 8192, 3) };
+        sim(&graph, "sim", options).await;
+        let window = BlockdevOptions {
+            file: Some(FileRef::Name("sim".into())),
+            offset: Some(4096),
+            size: Some(CONFORMANCE_LEN),
+            ..BlockdevOptions::new(DriverName::Raw)
+        };
+        let node = graph.open(&window).await.unwrap();
+        conformance(graph.executor(), &node, 3).await;
+    });
+}
+
+#[test]
+fn raw_over_a_file_of_the_host() {
+    for (ring, direct) in
+        [(RingChoice::Auto, false), (RingChoice::Auto, true), (RingChoice::ThreadPool, false)]
+    {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(CONFORMANCE_LEN).unwrap();
+        let path = file.path().to_str().unwrap().to_owned();
+        let thread = IoThread::spawn("conformance", IoThreadOptions { ring, ..Default::default() });
+        let thread = thread.unwrap();
+        let check = move |graph: BlockGraph| async move {
+            let cache = CacheOptions { direct: Some(direct), no_flush: None };
+            let file = BlockdevOptions { cache: Some(cache), ..BlockdevOptions::file(path) };
+            let options = BlockdevOptions {
+                file: Some(FileRef::Nested(Box::new(file))),
+                ..BlockdevOptions::new(DriverName::Raw)
+            };
+            match graph.open(&options).await {
+                Ok(node) => conformance(graph.executor(), &node, 4).await,
+                Err(error) if direct => eprintln!("no O_DIRECT here: {error}"),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        thread.handle().call_blocking(check).unwrap();
+        thread.stop().unwrap();
+    }
 }
 
 #[test]

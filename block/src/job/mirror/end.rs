@@ -1,12 +1,12 @@
 //! How a mirror ends: the target takes the source's place, or everything is as it was before.
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::MirrorJob;
 use super::state::Mirror;
 use crate::edge::{ChildRole, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{BlockGraph, Drained, Edit};
+use crate::graph::{BlockGraph, Drained, Edit, GraphInner};
 use crate::job::registry::invalid;
 use crate::job::{JobHooks, Settle};
 use crate::node::BlockNode;
@@ -120,31 +120,30 @@ fn shows(top: &BlockNode, node: &BlockNode) -> bool {
             .any(|edge| edge.role() == ChildRole::Filtered && shows(&edge.node(), node))
 }
 
-/// What the registry asks the job.
+/// What the registry asks the job. It holds nothing alive: the registry hangs on the graph itself.
 pub(super) struct Hooks {
-    graph: BlockGraph,
-    mirror: Rc<Mirror>,
+    graph: Weak<GraphInner>,
+    mirror: Weak<Mirror>,
+    replaces: Option<String>,
 }
 
 impl Hooks {
-    pub(super) fn new(graph: BlockGraph, mirror: Rc<Mirror>) -> Hooks {
-        Hooks { graph, mirror }
+    pub(super) fn new(graph: &BlockGraph, mirror: &Rc<Mirror>) -> Hooks {
+        let replaces = mirror.options.replaces.clone();
+        Hooks { graph: Rc::downgrade(&graph.0), mirror: Rc::downgrade(mirror), replaces }
     }
 }
 
 impl JobHooks for Hooks {
     fn before_complete(&self) -> Result<()> {
-        let Some(name) = &self.mirror.options.replaces else { return Ok(()) };
-        match self.graph.node(name) {
-            Some(_) => Ok(()),
-            None => {
-                let text = format!("Node name '{name}' not found");
-                Err(Error::new(ErrorKind::NotFound, text))
-            }
+        let Some(name) = &self.replaces else { return Ok(()) };
+        if self.graph.upgrade().is_some_and(|graph| BlockGraph(graph).node(name).is_some()) {
+            return Ok(());
         }
+        Err(Error::new(ErrorKind::NotFound, format!("Node name '{name}' not found")))
     }
 
     fn actively_synced(&self) -> Option<bool> {
-        Some(self.mirror.synced.get())
+        self.mirror.upgrade().map(|mirror| mirror.synced.get())
     }
 }

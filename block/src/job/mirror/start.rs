@@ -140,7 +140,7 @@ async fn build(
     let drained = graph.drain(source, &own).await;
     graph.apply(&insert, &drained)?;
     source.attach_bitmap(Rc::clone(&mirror.bitmap));
-    ctx.set_hooks(Rc::new(end::Hooks::new(graph.clone(), Rc::clone(&mirror))));
+    ctx.set_hooks(Rc::new(end::Hooks::new(graph, &mirror)));
     let hold = Hold::new(&mirror);
     Ok(MirrorJob { mirror, graph: graph.clone(), filter, hold, held: None })
 }
