@@ -252,6 +252,11 @@ fn spinning_adapts_to_how_long_waits_are() {
     assert_eq!(spin(&pollers), 16_384, "until it catches them");
     pollers.adapt(1_000_000);
     assert_eq!(spin(&pollers), 0, "a wait beyond all spinning ends it");
+    let trials = (0..64).filter(|_| {
+        pollers.adapt(1_000_000);
+        spin(&pollers) == 32_000
+    });
+    assert_eq!(trials.count(), 2, "but it is tried again now and then");
     pollers.set_max_ns(0);
     pollers.adapt(10_000);
     assert_eq!(spin(&pollers), 0, "zero turns it off");
