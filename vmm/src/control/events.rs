@@ -50,7 +50,7 @@ pub(super) fn of_block(event: BlockEvent) -> EventKind {
 }
 
 /// QMP's integers are signed; nothing of ours comes near the end of them.
-pub(super) fn signed(value: u64) -> i64 {
+pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 

@@ -30,6 +30,7 @@ use crate::exit::Ending;
 use crate::machine::{Machine, MachineParts};
 use crate::migrate::Migrations;
 use crate::signals::Signals;
+pub(crate) use events::signed;
 use monitor::{Listener, Monitor};
 pub(crate) use run_state::{Change, machine_error};
 

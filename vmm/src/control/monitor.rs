@@ -2,7 +2,6 @@
 //! the controller's business.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -25,7 +24,6 @@ const CHUNK: usize = 8192;
 pub(crate) struct Monitor {
     executor: Executor,
     server: RefCell<Server>,
-    clients: RefCell<BTreeMap<ClientId, Rc<UnixStream>>>,
     /// Output, room for input, or an end: every loop looks again.
     changed: Notify,
     controller: Weak<dyn Controller>,
@@ -77,7 +75,6 @@ impl Monitor {
         Rc::new(Monitor {
             executor,
             server: RefCell::new(Server::new(Limits::default())),
-            clients: RefCell::default(),
             changed: Notify::new(),
             controller,
         })
@@ -157,7 +154,6 @@ impl Monitor {
             return;
         }
         let stream = Rc::new(stream);
-        self.clients.borrow_mut().insert(client, Rc::clone(&stream));
         let (reader, writer, output) = (Rc::clone(self), Rc::clone(self), Rc::clone(&stream));
         drop(self.executor.spawn(async move {
             reader.read_from(client, &stream).await;
@@ -168,7 +164,6 @@ impl Monitor {
 
     fn dismiss(&self, client: ClientId) {
         self.server.borrow_mut().disconnect(client);
-        self.clients.borrow_mut().remove(&client);
         self.changed.notify_all();
     }
 

@@ -13,7 +13,7 @@ use ferry_migration::stats::{RamStats, Snapshot, Status};
 use ferry_migration::transport::Uri;
 
 use super::qmp_status;
-use crate::control::{Control, machine_error};
+use crate::control::{Control, machine_error, signed};
 use crate::lifecycle::RunState;
 
 /// The capabilities that can be on. The others are known so that clients can switch them off.
@@ -141,7 +141,6 @@ impl Control {
 }
 
 fn migration_info(from: Snapshot) -> MigrationInfo {
-    let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     MigrationInfo {
         status: Some(qmp_status(from.status)),
         ram: from.ram.as_ref().map(ram_stats),
@@ -155,7 +154,6 @@ fn migration_info(from: Snapshot) -> MigrationInfo {
 }
 
 fn ram_stats(from: &RamStats) -> MigrationStats {
-    let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     MigrationStats {
         transferred: signed(from.transferred),
         remaining: signed(from.remaining),

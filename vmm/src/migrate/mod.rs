@@ -20,7 +20,7 @@ use ferry_migration::session::Tuning;
 use ferry_migration::stats::Status;
 use ferry_migration::transport::{Listener, Uri};
 
-use crate::control::{Change, Control};
+use crate::control::{Change, Control, signed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exit::Ending;
 
@@ -134,8 +134,7 @@ impl Control {
     /// Emits `MIGRATION_PASS`, if somebody wants to hear it.
     fn migration_pass(&self, pass: u64) {
         if self.migrations.has(MigrationCapability::Events) {
-            let pass = i64::try_from(pass).unwrap_or(i64::MAX);
-            self.event(EventKind::MigrationPass(MigrationPassData { pass }));
+            self.event(EventKind::MigrationPass(MigrationPassData { pass: signed(pass) }));
         }
     }
 }
