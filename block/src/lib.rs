@@ -50,6 +50,6 @@ pub use io_thread::{IoThread, IoThreadOptions};
 pub use node::{AttachedBitmap, BlockNode, BlockStats, NodeOptions, OpStats};
 pub use notify::Notify;
 pub use open::{
-    BlockdevOptions, CacheOptions, DetectZeroes, DiscardMode, DriverName, FileRef, Locking,
+    BlockdevOptions, BlockdevRef, CacheOptions, DetectZeroes, DiscardMode, DriverOptions,
 };
 pub use ranges::{RangeGuard, RangeLocks};

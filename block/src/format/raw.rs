@@ -3,12 +3,35 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use serde::Deserialize;
+
 use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
 use crate::edge::{ChildRole, Edge, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
 use crate::node::BlockNode;
+use crate::open::{BlockdevRef, Opening};
+
+/// The members that `raw` has in `blockdev-add`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RawOptions {
+    /// The node below.
+    pub file: BlockdevRef,
+    /// First byte of the window (default 0).
+    pub offset: Option<u64>,
+    /// Bytes of the window (default: all that follow, however many they become).
+    pub size: Option<u64>,
+}
+
+impl RawOptions {
+    pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<BlockNode> {
+        let file = opening.child(&self.file, ChildRole::File).await?;
+        let offset = self.offset.unwrap_or(0);
+        opening.add(RawDriver::new(opening.graph(), &file, offset, self.size)?).await
+    }
+}
 
 /// A window of a file; without a size it follows the file's length.
 pub struct RawDriver {

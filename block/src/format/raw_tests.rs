@@ -1,7 +1,7 @@
 use super::*;
 use crate::clock::Clock;
 use crate::executor::Executor;
-use crate::open::{BlockdevOptions, DriverName, FileRef};
+use crate::open::{BlockdevOptions, DriverOptions};
 use crate::{BackendKind, EdgePerms};
 
 fn graph() -> (Executor, BlockGraph, tempfile::NamedTempFile) {
@@ -11,8 +11,13 @@ fn graph() -> (Executor, BlockGraph, tempfile::NamedTempFile) {
     (executor.clone(), BlockGraph::new(executor), file)
 }
 
+fn over(file: BlockdevRef, offset: u64, size: Option<u64>) -> BlockdevOptions {
+    let window = RawOptions { file, offset: Some(offset), size };
+    BlockdevOptions::new(DriverOptions::Raw(window))
+}
+
 fn window(path: &str, offset: u64, size: Option<u64>) -> BlockdevOptions {
-    BlockdevOptions { offset: Some(offset), size, ..BlockdevOptions::raw_file(path) }
+    over(BlockdevRef::nested(BlockdevOptions::file(path)), offset, size)
 }
 
 #[test]
@@ -70,12 +75,7 @@ fn two_windows_of_one_node_share_it_for_reading() {
         let name = Some("whole".to_owned());
         let file = BlockdevOptions { node_name: name, ..BlockdevOptions::file(path) };
         graph.open(&file).await.unwrap();
-        let half = |offset| BlockdevOptions {
-            file: Some(FileRef::Name("whole".into())),
-            offset: Some(offset),
-            size: Some(1 << 15),
-            ..BlockdevOptions::new(DriverName::Raw)
-        };
+        let half = |offset| over(BlockdevRef::Name("whole".into()), offset, Some(1 << 15));
         let first = graph.open(&half(0)).await.unwrap();
         let second = graph.open(&half(1 << 15)).await.unwrap();
         let _a = graph.add_backend(BackendKind::Device, "a", &first, EdgePerms::READ).unwrap();

@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::graph::{BlockGraph, Generations};
 use crate::io::RingChoice;
 use crate::node::{BlockNode, NodeOptions};
-use crate::open::BlockdevOptions;
+use crate::open::{BlockdevOptions, BlockdevRef, DriverOptions};
 use crate::{BackendKind, BlockBackend};
 
 /// A directory on a real disk with an image of a pattern.
@@ -350,10 +350,10 @@ fn locks_follow_who_uses_a_node() {
 #[test]
 fn locking_can_be_left_to_others() {
     let image = Image::new(image_len());
-    let file =
-        BlockdevOptions { locking: Some(Locking::Off), ..BlockdevOptions::file(image.path()) };
-    let file = Some(crate::FileRef::Nested(Box::new(file)));
-    let unlocked = BlockdevOptions { file, ..image.options() };
+    let file = FileOptions { locking: Some(Locking::Off), ..FileOptions::new(image.path()) };
+    let file = BlockdevOptions::new(DriverOptions::File(file));
+    let driver = BlockdevOptions::raw(BlockdevRef::nested(file)).driver;
+    let unlocked = BlockdevOptions { driver, ..image.options() };
     let _first = machine(&unlocked).unwrap();
     let _second = machine(&image.options()).unwrap();
     machine(&unlocked).unwrap();
@@ -436,7 +436,7 @@ fn inactivation_waits_for_writes_that_nobody_awaits() {
     let image = Image::new(1 << 20);
     let (executor, graph) = graph(RingChoice::Auto);
     executor.block_on(async {
-        let options = FileOptions::default();
+        let options = FileMode::default();
         let driver = FileDriver::open(&executor, image.path(), options).await.unwrap();
         let node = graph.add(Some("f0"), driver, NodeOptions::default()).await.unwrap();
         for number in 0..16_u64 {

@@ -3,11 +3,40 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
 use crate::edge::{Edge, EdgePerms};
 use crate::error::Result;
 use crate::executor::Executor;
+use crate::node::BlockNode;
+use crate::open::Opening;
+
+/// Bytes of a disk when none are given, as in QEMU.
+const DEFAULT_SIZE: u64 = 1 << 30;
+
+/// The members that `null-co` has in `blockdev-add`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct NullOptions {
+    /// Bytes of the disk (default 1 GiB).
+    pub size: Option<u64>,
+    /// How long each request takes (default 0).
+    pub latency_ns: Option<u64>,
+    /// Whether reads give zeroes (default: they leave the buffer as it is).
+    pub read_zeroes: Option<bool>,
+}
+
+impl NullOptions {
+    pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<BlockNode> {
+        let latency = Duration::from_nanos(self.latency_ns.unwrap_or(0));
+        let size = self.size.unwrap_or(DEFAULT_SIZE);
+        let zeroes = self.read_zeroes == Some(true);
+        let executor = opening.graph().executor().clone();
+        opening.add(NullDriver::new(executor, size, zeroes, latency)).await
+    }
+}
 
 /// A disk without storage.
 pub struct NullDriver {

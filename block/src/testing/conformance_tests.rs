@@ -6,12 +6,13 @@ use crate::backend::BackendKind;
 use crate::clock::Clock;
 use crate::driver::Limits;
 use crate::edge::EdgePerms;
+use crate::format::raw::RawOptions;
 use crate::graph::BlockGraph;
 use crate::io::RingChoice;
 use crate::io_thread::{IoThread, IoThreadOptions};
 use crate::job::mirror::{self, CopyMode, MirrorOptions, SyncMode};
 use crate::node::NodeOptions;
-use crate::open::{BlockdevOptions, CacheOptions, DriverName, FileRef};
+use crate::open::{BlockdevOptions, BlockdevRef, CacheOptions, DriverOptions};
 use crate::testing::{SimDisk, SimOptions};
 
 fn with_graph(test: impl AsyncFnOnce(BlockGraph)) {
@@ -57,12 +58,12 @@ fn raw_over_a_simulated_disk() {
         let limits = Limits { request_alignment: 4096, ..Limits::NONE };
         let options = SimOptions { limits, ..SimOptions::new(CONFORMANCE_LEN + 8192, 3) };
         sim(&graph, "sim", options).await;
-        let window = BlockdevOptions {
-            file: Some(FileRef::Name("sim".into())),
+        let window = RawOptions {
+            file: BlockdevRef::Name("sim".into()),
             offset: Some(4096),
             size: Some(CONFORMANCE_LEN),
-            ..BlockdevOptions::new(DriverName::Raw)
         };
+        let window = BlockdevOptions::new(DriverOptions::Raw(window));
         let node = graph.open(&window).await.unwrap();
         conformance(graph.executor(), &node, 3).await;
     });
@@ -81,10 +82,7 @@ fn raw_over_a_file_of_the_host() {
         let check = move |graph: BlockGraph| async move {
             let cache = CacheOptions { direct: Some(direct), no_flush: None };
             let file = BlockdevOptions { cache: Some(cache), ..BlockdevOptions::file(path) };
-            let options = BlockdevOptions {
-                file: Some(FileRef::Nested(Box::new(file))),
-                ..BlockdevOptions::new(DriverName::Raw)
-            };
+            let options = BlockdevOptions::raw(BlockdevRef::nested(file));
             match graph.open(&options).await {
                 Ok(node) => conformance(graph.executor(), &node, 4).await,
                 Err(error) if direct => eprintln!("no O_DIRECT here: {error}"),

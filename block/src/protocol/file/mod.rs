@@ -2,6 +2,7 @@
 
 mod locks;
 mod mark;
+mod options;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fs::{File, OpenOptions};
@@ -17,11 +18,12 @@ use crate::edge::{Edge, EdgePerms, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::io::FileIo;
-use crate::open::Locking;
 use crate::sys::{self, Way};
 
 use locks::ImageLocks;
 use mark::Mark;
+
+pub use options::{FileOptions, Locking};
 
 /// Longest single transfer, bytes: the kernel's own limit is just below 2 GiB.
 const MAX_TRANSFER: u64 = 1 << 30;
@@ -30,7 +32,7 @@ const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FileOptions {
+pub struct FileMode {
     /// Open it for reading only.
     pub read_only: bool,
     /// Past the host's page cache (`O_DIRECT`).
@@ -43,7 +45,7 @@ pub struct FileOptions {
 pub struct FileDriver {
     io: FileIo,
     path: String,
-    options: FileOptions,
+    mode: FileMode,
     kind: FileKind,
     limits: Limits,
     len: Cell<u64>,
@@ -78,14 +80,14 @@ impl FileDriver {
     pub async fn open(
         executor: &Executor,
         path: impl AsRef<Path>,
-        options: FileOptions,
+        mode: FileMode,
     ) -> Result<FileDriver> {
         let path: PathBuf = path.as_ref().to_owned();
         let shown = path.display().to_string();
-        let opened = executor.engine().blocking(move || open_file(&path, options)).await;
+        let opened = executor.engine().blocking(move || open_file(&path, mode)).await;
         let opened = opened.map_err(|error| {
             let hint = match error.raw_os_error() {
-                Some(libc::EINVAL) if options.direct => {
+                Some(libc::EINVAL) if mode.direct => {
                     " (its file system may not support cache.direct)"
                 }
                 _ => "",
@@ -95,7 +97,7 @@ impl FileDriver {
         Ok(FileDriver {
             io: FileIo::new(executor.clone(), opened.file),
             path: shown,
-            options,
+            mode,
             kind: opened.kind,
             limits: opened.limits,
             len: Cell::new(opened.len),
@@ -119,7 +121,7 @@ impl FileDriver {
     }
 
     fn lock(&self, perms: EdgePerms) -> Result<()> {
-        match self.options.locking {
+        match self.mode.locking {
             Locking::Off => Ok(()),
             Locking::Auto | Locking::On => self.locks.set(self.fd(), perms, &self.path),
         }
@@ -128,7 +130,7 @@ impl FileDriver {
     /// Advances the mark if this process just became a writer.
     fn began_to_write(&self, before: EdgePerms, now: EdgePerms) -> Result<()> {
         let writes = |perms: EdgePerms| perms.needs.contains(Perms::WRITE);
-        if self.options.read_only || writes(before) || !writes(now) {
+        if self.mode.read_only || writes(before) || !writes(now) {
             return Ok(());
         }
         self.mark.advance(self.fd()).map_err(|error| self.failed("mark the generation of", error))
@@ -312,7 +314,7 @@ impl BlockDriver for FileDriver {
     async fn inactivate(&self) -> Result<()> {
         // Also requests that nobody waits for any more must have landed before the locks go.
         self.io.file().quiet().await;
-        if !self.options.read_only {
+        if !self.mode.read_only {
             self.flush().await?;
         }
         self.lock(EdgePerms::IDLE)?;
@@ -331,10 +333,10 @@ fn refine(error: Error) -> Error {
     if error.errno() == libc::EINVAL { error.with_kind(ErrorKind::Unsupported) } else { error }
 }
 
-fn open_file(path: &Path, options: FileOptions) -> io::Result<Opened> {
-    let flags = if options.direct { libc::O_DIRECT } else { 0 };
+fn open_file(path: &Path, mode: FileMode) -> io::Result<Opened> {
+    let flags = if mode.direct { libc::O_DIRECT } else { 0 };
     let file =
-        OpenOptions::new().read(true).write(!options.read_only).custom_flags(flags).open(path)?;
+        OpenOptions::new().read(true).write(!mode.read_only).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
     let kind = if metadata.file_type().is_file() {
         FileKind::Regular
@@ -345,7 +347,7 @@ fn open_file(path: &Path, options: FileOptions) -> io::Result<Opened> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     };
     let len = length(file.as_fd(), kind)?;
-    let limits = limits(file.as_fd(), kind, options.direct)?;
+    let limits = limits(file.as_fd(), kind, mode.direct)?;
     Ok(Opened { file, kind, len, limits })
 }
 

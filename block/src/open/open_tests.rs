@@ -1,6 +1,8 @@
 use super::*;
 use crate::clock::Clock;
 use crate::executor::Executor;
+use crate::format::raw::RawOptions;
+use crate::protocol::null::NullOptions;
 
 fn graph() -> (Executor, BlockGraph) {
     let executor = Executor::new(Clock::real()).unwrap();
@@ -12,24 +14,31 @@ fn refusal(options: &BlockdevOptions) -> String {
     executor.block_on(graph.open(options)).unwrap_err().to_string()
 }
 
+fn null() -> BlockdevOptions {
+    BlockdevOptions::new(DriverOptions::NullCo(NullOptions::default()))
+}
+
 #[test]
 fn members_that_do_not_belong_or_are_missing_are_named() {
-    let file = BlockdevOptions::new(DriverName::File);
-    assert_eq!(refusal(&file), "Parameter 'filename' is missing");
-    assert_eq!(refusal(&BlockdevOptions::new(DriverName::Raw)), "Parameter 'file' is missing");
-    let odd = BlockdevOptions { read_zeroes: Some(true), ..BlockdevOptions::file("x") };
-    assert_eq!(refusal(&odd), "Parameter 'read-zeroes' is unexpected");
-    let odd =
-        BlockdevOptions { filename: Some("x".into()), ..BlockdevOptions::new(DriverName::NullCo) };
-    assert_eq!(refusal(&odd), "Parameter 'filename' is unexpected");
-    let name = Some(FileRef::Name("nobody".into()));
-    let odd = BlockdevOptions { file: name, ..BlockdevOptions::new(DriverName::Raw) };
-    assert_eq!(refusal(&odd), "Cannot find device='' nor node-name='nobody'");
+    let parse =
+        |text: &str| serde_json::from_str::<BlockdevOptions>(text).map_err(|e| e.to_string());
+    let window = r#"{"driver": "raw", "node-name": "n0", "cache": {"direct": true},
+                     "file": {"driver": "host_device", "filename": "x"}, "offset": 512}"#;
+    let DriverOptions::Raw(raw) = parse(window).unwrap().driver else { panic!() };
+    let below = BlockdevRef::nested(BlockdevOptions::file("x"));
+    assert_eq!(raw, RawOptions { file: below, offset: Some(512), size: None });
+    let refused = |text: &str| parse(text).unwrap_err();
+    assert!(refused(r#"{"driver": "file"}"#).contains("`filename`"));
+    assert!(refused(r#"{"driver": "raw"}"#).contains("`file`"));
+    assert!(refused(r#"{"driver": "null-co", "filename": "x"}"#).contains("`filename`"));
+    assert!(refused(r#"{"driver": "nosuch"}"#).contains("`nosuch`"));
+    let name = BlockdevOptions::raw(BlockdevRef::Name("nobody".into()));
+    assert_eq!(refusal(&name), "Cannot find device='' nor node-name='nobody'");
 }
 
 #[test]
 fn options_that_contradict_each_other_are_refused() {
-    let null = BlockdevOptions::new(DriverName::NullCo);
+    let null = null();
     let odd = BlockdevOptions { detect_zeroes: Some(DetectZeroes::Unmap), ..null.clone() };
     assert!(refusal(&odd).contains("detect-zeroes to unmap"));
     let odd = BlockdevOptions { force_share: Some(true), ..null.clone() };
@@ -63,8 +72,7 @@ fn a_nested_node_takes_over_what_it_does_not_say() {
 fn nesting_without_end_is_refused() {
     let mut options = BlockdevOptions::file("x");
     for _ in 0..1000 {
-        let file = Some(FileRef::Nested(Box::new(options)));
-        options = BlockdevOptions { file, ..BlockdevOptions::new(DriverName::Raw) };
+        options = BlockdevOptions::raw(BlockdevRef::nested(options));
     }
     assert_eq!(refusal(&options), "nodes are nested too deeply");
 }
@@ -72,12 +80,8 @@ fn nesting_without_end_is_refused() {
 #[test]
 fn a_null_disk_reads_zeroes_when_asked_to() {
     let (executor, graph) = graph();
-    let options = BlockdevOptions {
-        size: Some(4096),
-        read_zeroes: Some(true),
-        latency_ns: Some(1000),
-        ..BlockdevOptions::new(DriverName::NullCo)
-    };
+    let null = NullOptions { size: Some(4096), latency_ns: Some(1000), read_zeroes: Some(true) };
+    let options = BlockdevOptions::new(DriverOptions::NullCo(null));
     let node = executor.block_on(graph.open(&options)).unwrap();
     let buf = crate::IoBuf::from_vec(&[1; 100]);
     executor.block_on(node.read(0, buf.clone())).unwrap();

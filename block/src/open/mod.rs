@@ -1,0 +1,104 @@
+//! Options as `blockdev-add` takes them, and the one place that opens images.
+
+mod options;
+
+use crate::driver::{BlockDriver, LocalBoxFuture};
+use crate::edge::ChildRole;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::BlockGraph;
+use crate::node::{BlockNode, NodeOptions};
+
+pub use options::{
+    BlockdevOptions, BlockdevRef, CacheOptions, DetectZeroes, DiscardMode, DriverOptions,
+};
+
+/// Deepest nesting of nodes in one set of options, backing files included.
+const MAX_DEPTH: usize = 200;
+
+/// What a driver needs to open a node of its own: the graph, the members that all nodes have, and
+/// a way to the nodes below.
+pub(crate) struct Opening<'a> {
+    graph: &'a BlockGraph,
+    options: &'a BlockdevOptions,
+    depth: usize,
+}
+
+impl Opening<'_> {
+    /// The graph that the node will belong to.
+    pub(crate) fn graph(&self) -> &BlockGraph {
+        self.graph
+    }
+
+    /// The node's options as they were given, or inherited.
+    pub(crate) fn options(&self) -> &BlockdevOptions {
+        self.options
+    }
+
+    /// How the node is to behave, whatever its driver.
+    pub(crate) fn node_options(&self) -> NodeOptions {
+        let options = self.options;
+        NodeOptions {
+            read_only: options.read_only.unwrap_or(false),
+            direct: options.cache.and_then(|cache| cache.direct) == Some(true),
+            discard: options.discard.unwrap_or_default(),
+            detect_zeroes: options.detect_zeroes.unwrap_or_default(),
+            active: options.active.unwrap_or(true),
+            owned: self.depth == 0,
+        }
+    }
+
+    /// The node that a member names or describes. What it describes is opened with what this node
+    /// passes on to a child in that role.
+    pub(crate) async fn child(&self, child: &BlockdevRef, role: ChildRole) -> Result<BlockNode> {
+        match child {
+            BlockdevRef::Name(name) => self.graph.node(name).ok_or_else(|| {
+                let context = format!("Cannot find device='' nor node-name='{name}'");
+                Error::new(ErrorKind::NotFound, context)
+            }),
+            BlockdevRef::Nested(options) if self.depth < MAX_DEPTH => {
+                let options = match role {
+                    ChildRole::Backing => options.inherited_backing(self.options),
+                    _ => options.inherited(self.options),
+                };
+                self.graph.open_at(options, self.depth + 1).await
+            }
+            BlockdevRef::Nested(_) => {
+                Err(Error::new(ErrorKind::InvalidArgument, "nodes are nested too deeply"))
+            }
+        }
+    }
+
+    /// Makes the driver a node of the graph, named as the options say.
+    pub(crate) async fn add(&self, driver: impl BlockDriver) -> Result<BlockNode> {
+        let name = self.options.node_name.as_deref();
+        self.graph.add(name, driver, self.node_options()).await
+    }
+}
+
+impl BlockGraph {
+    /// Opens what `blockdev-add` describes. The node stays until [`BlockGraph::remove`]; nodes that
+    /// were opened with it go with it. Nothing is left behind on an error.
+    pub async fn open(&self, options: &BlockdevOptions) -> Result<BlockNode> {
+        self.open_at(options.clone(), 0).await
+    }
+
+    fn open_at(
+        &self,
+        options: BlockdevOptions,
+        depth: usize,
+    ) -> LocalBoxFuture<'_, Result<BlockNode>> {
+        Box::pin(async move {
+            options.check()?;
+            let opening = Opening { graph: self, options: &options, depth };
+            match &options.driver {
+                DriverOptions::File(driver) => driver.open(&opening).await,
+                DriverOptions::NullCo(driver) => driver.open(&opening).await,
+                DriverOptions::Raw(driver) => driver.open(&opening).await,
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "open_tests.rs"]
+mod tests;

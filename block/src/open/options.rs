@@ -1,0 +1,164 @@
+//! The arguments of QMP's `blockdev-add`: what all nodes have, and below it the driver's own.
+
+use serde::Deserialize;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::raw::RawOptions;
+use crate::protocol::file::FileOptions;
+use crate::protocol::null::NullOptions;
+
+/// What is to happen to discards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiscardMode {
+    /// They are ignored, and zeroes keep their space.
+    #[default]
+    #[serde(alias = "off")]
+    Ignore,
+    /// They are passed on.
+    #[serde(alias = "on")]
+    Unmap,
+}
+
+/// Whether writes of zeroes are recognised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DetectZeroes {
+    /// They are written like any other.
+    #[default]
+    Off,
+    /// They are written as zeroes.
+    On,
+    /// And may give their space back.
+    Unmap,
+}
+
+/// Host cache options.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct CacheOptions {
+    /// Past the host's page cache.
+    pub direct: Option<bool>,
+    /// Accepted for compatibility if false: flushes are never dropped.
+    pub no_flush: Option<bool>,
+}
+
+/// A node below: by name, or opened together with its parent.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum BlockdevRef {
+    /// A node that exists.
+    Name(String),
+    /// A node of its own.
+    Nested(Box<BlockdevOptions>),
+}
+
+impl BlockdevRef {
+    /// A node of its own.
+    pub fn nested(options: BlockdevOptions) -> BlockdevRef {
+        BlockdevRef::Nested(Box::new(options))
+    }
+}
+
+/// The driver of a node with the members that only it has.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(tag = "driver", rename_all = "kebab-case")]
+pub enum DriverOptions {
+    /// A file or block device of the host.
+    #[serde(alias = "host_device")]
+    File(FileOptions),
+    /// A disk without storage.
+    NullCo(NullOptions),
+    /// The bytes of another node.
+    Raw(RawOptions),
+}
+
+/// The arguments of QMP's `blockdev-add`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the members are QMP's, described there")]
+pub struct BlockdevOptions {
+    pub node_name: Option<String>,
+    pub read_only: Option<bool>,
+    pub auto_read_only: Option<bool>,
+    pub force_share: Option<bool>,
+    pub discard: Option<DiscardMode>,
+    pub detect_zeroes: Option<DetectZeroes>,
+    pub cache: Option<CacheOptions>,
+    /// Whether to take write ownership at once; a migration's destination does not.
+    pub active: Option<bool>,
+    /// The driver and its own members.
+    #[serde(flatten)]
+    pub driver: DriverOptions,
+}
+
+impl BlockdevOptions {
+    /// A node of a driver, with nothing else said.
+    pub fn new(driver: DriverOptions) -> BlockdevOptions {
+        BlockdevOptions {
+            node_name: None,
+            read_only: None,
+            auto_read_only: None,
+            force_share: None,
+            discard: None,
+            detect_zeroes: None,
+            cache: None,
+            active: None,
+            driver,
+        }
+    }
+
+    /// A file of the host.
+    pub fn file(path: impl Into<String>) -> BlockdevOptions {
+        BlockdevOptions::new(DriverOptions::File(FileOptions::new(path)))
+    }
+
+    /// The raw format over another node.
+    pub fn raw(file: BlockdevRef) -> BlockdevOptions {
+        BlockdevOptions::new(DriverOptions::Raw(RawOptions { file, offset: None, size: None }))
+    }
+
+    /// The raw format over a file of the host: what a disk of a guest is.
+    pub fn raw_file(path: impl Into<String>) -> BlockdevOptions {
+        BlockdevOptions::raw(BlockdevRef::nested(BlockdevOptions::file(path)))
+    }
+
+    /// Refuses members that contradict each other.
+    pub(super) fn check(&self) -> Result<()> {
+        let unmap = self.detect_zeroes == Some(DetectZeroes::Unmap);
+        if unmap && self.discard != Some(DiscardMode::Unmap) {
+            let text = "setting detect-zeroes to unmap is not allowed without setting discard \
+                        operation to unmap";
+            return Err(Error::new(ErrorKind::InvalidArgument, text));
+        }
+        if self.cache.and_then(|cache| cache.no_flush) == Some(true) {
+            let text = "cache.no-flush=on would lose acknowledged writes and is not supported";
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+        if self.force_share == Some(true) && self.read_only != Some(true) {
+            let text = "force-share=on can only be used with read-only images";
+            return Err(Error::new(ErrorKind::InvalidArgument, text));
+        }
+        Ok(())
+    }
+
+    /// What a nested node takes over from its parent unless it says otherwise.
+    pub(super) fn inherited(&self, parent: &BlockdevOptions) -> BlockdevOptions {
+        let mut own = self.clone();
+        own.read_only = own.read_only.or(parent.read_only);
+        own.force_share = own.force_share.or(parent.force_share);
+        own.active = own.active.or(parent.active);
+        // The parent decides what to discard; its file only carries it out.
+        own.discard = own.discard.or(Some(DiscardMode::Unmap));
+        let direct = parent.cache.and_then(|cache| cache.direct);
+        let cache = own.cache.unwrap_or_default();
+        own.cache = Some(CacheOptions { direct: cache.direct.or(direct), ..cache });
+        own
+    }
+
+    /// What a nested backing node takes over: nobody writes to it through its overlay.
+    pub(super) fn inherited_backing(&self, parent: &BlockdevOptions) -> BlockdevOptions {
+        let own = BlockdevOptions { read_only: self.read_only.or(Some(true)), ..self.clone() };
+        own.inherited(parent)
+    }
+}
