@@ -26,6 +26,8 @@ mod handle;
 mod io;
 mod io_thread;
 pub mod job;
+pub mod nbd;
+pub mod net;
 mod node;
 mod notify;
 mod open;

@@ -92,6 +92,7 @@ impl BlockGraph {
             let opening = Opening { graph: self, options: &options, depth };
             match &options.driver {
                 DriverOptions::File(driver) => driver.open(&opening).await,
+                DriverOptions::Nbd(driver) => driver.open(&opening).await,
                 DriverOptions::NullCo(driver) => driver.open(&opening).await,
                 DriverOptions::Raw(driver) => driver.open(&opening).await,
             }

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::raw::RawOptions;
 use crate::protocol::file::FileOptions;
+use crate::protocol::nbd::NbdOptions;
 use crate::protocol::null::NullOptions;
 
 /// What is to happen to discards.
@@ -67,6 +68,8 @@ pub enum DriverOptions {
     /// A file or block device of the host.
     #[serde(alias = "host_device")]
     File(FileOptions),
+    /// What an NBD server exports.
+    Nbd(NbdOptions),
     /// A disk without storage.
     NullCo(NullOptions),
     /// The bytes of another node.

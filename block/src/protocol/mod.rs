@@ -1,4 +1,5 @@
 //! Drivers at the bottom of a graph: what reaches storage.
 
 pub mod file;
+pub mod nbd;
 pub mod null;

@@ -1,0 +1,7 @@
+//! NBD: the protocol of the Network Block Device project (`doc/proto.md` there), and a server.
+//!
+//! The client is the driver in [`crate::protocol::nbd`].
+
+mod server;
+
+pub use server::{ExportInfo, ExportOptions, RemoveMode, Server, ServerOptions};

@@ -1,0 +1,204 @@
+//! TLS credentials: a folder of certificates laid out as QEMU's `tls-creds-x509` has it.
+//!
+//! `ca-cert.pem` says whom to believe, `server-cert.pem` and `server-key.pem` are shown by a server,
+//! `client-cert.pem` and `client-key.pem` by a client. Keys that both sides know beforehand (PSK) are
+//! not to be had: rustls has none.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::executor::Executor;
+use crate::graph::BlockGraph;
+
+/// Which side of a connection the credentials are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TlsEndpoint {
+    /// The side that connects.
+    #[default]
+    Client,
+    /// The side that listens.
+    Server,
+}
+
+/// The properties of a `tls-creds-x509` object.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct TlsCredsOptions {
+    /// The folder with the certificates.
+    pub dir: String,
+    /// Which side they are for.
+    #[serde(default)]
+    pub endpoint: TlsEndpoint,
+    /// Whether the other side must show a certificate that the authority signed. Off, a server asks
+    /// its clients for none; a client always checks its server.
+    #[serde(default = "yes")]
+    pub verify_peer: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Loaded credentials of one side.
+#[derive(Clone)]
+pub struct TlsCreds(Side);
+
+#[derive(Clone)]
+enum Side {
+    Client(Arc<ClientConfig>),
+    Server(Arc<ServerConfig>),
+}
+
+/// The credentials of a graph by object id.
+#[derive(Default)]
+struct Registry(RefCell<BTreeMap<String, Rc<TlsCreds>>>);
+
+impl TlsCreds {
+    /// Reads the certificates, on another thread.
+    pub async fn load(executor: &Executor, options: &TlsCredsOptions) -> Result<TlsCreds> {
+        let options = options.clone();
+        let loaded = executor.engine().blocking(move || Ok(load(&options))).await;
+        loaded.map_err(|error| Error::from_io(error, "cannot load TLS credentials"))?
+    }
+
+    /// Which side they are for.
+    pub fn endpoint(&self) -> TlsEndpoint {
+        match self.0 {
+            Side::Client(_) => TlsEndpoint::Client,
+            Side::Server(_) => TlsEndpoint::Server,
+        }
+    }
+
+    /// Makes them known to `graph` under an object id.
+    pub fn register(self, graph: &BlockGraph, id: &str) -> Result<()> {
+        let registry = graph.extension(Registry::default);
+        if registry.0.borrow().contains_key(id) {
+            let context = format!("attempt to add duplicate property '{id}' to object");
+            return Err(Error::new(ErrorKind::AlreadyExists, context));
+        }
+        registry.0.borrow_mut().insert(id.to_owned(), Rc::new(self));
+        Ok(())
+    }
+
+    /// Forgets an id; connections that use the credentials go on. Whether it was known.
+    pub fn unregister(graph: &BlockGraph, id: &str) -> bool {
+        graph.extension(Registry::default).0.borrow_mut().remove(id).is_some()
+    }
+
+    /// The credentials of that id, which must be for `endpoint`.
+    pub fn find(graph: &BlockGraph, id: &str, endpoint: TlsEndpoint) -> Result<Rc<TlsCreds>> {
+        let found = graph.extension(Registry::default).0.borrow().get(id).cloned();
+        let creds = found.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("No TLS credentials with id '{id}'"))
+        })?;
+        if creds.endpoint() == endpoint {
+            return Ok(creds);
+        }
+        let side = match endpoint {
+            TlsEndpoint::Client => "client",
+            TlsEndpoint::Server => "server",
+        };
+        let context = format!("Expecting TLS credentials with a {side} endpoint");
+        Err(Error::new(ErrorKind::InvalidArgument, context))
+    }
+}
+
+fn load(options: &TlsCredsOptions) -> Result<TlsCreds> {
+    let file = |name: &str| format!("{}/{name}", options.dir);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
+    let failed = |error: rustls::Error| {
+        let context = format!("TLS credentials in '{}' cannot be used: {error}", options.dir);
+        Error::new(ErrorKind::InvalidArgument, context)
+    };
+    match options.endpoint {
+        TlsEndpoint::Server => {
+            let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+                .with_protocol_versions(&versions)
+                .map_err(failed)?;
+            let builder = if options.verify_peer {
+                let roots = Arc::new(authorities(&file("ca-cert.pem"))?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+                    .build()
+                    .map_err(|error| {
+                        let context = format!("'{}' cannot be used: {error}", options.dir);
+                        Error::new(ErrorKind::InvalidArgument, context)
+                    })?;
+                builder.with_client_cert_verifier(verifier)
+            } else {
+                builder.with_no_client_auth()
+            };
+            let (chain, key) = identity(&file("server-cert.pem"), &file("server-key.pem"))?;
+            let config = builder.with_single_cert(chain, key).map_err(failed)?;
+            Ok(TlsCreds(Side::Server(Arc::new(config))))
+        }
+        TlsEndpoint::Client => {
+            let builder = ClientConfig::builder_with_provider(provider)
+                .with_protocol_versions(&versions)
+                .map_err(failed)?
+                .with_root_certificates(authorities(&file("ca-cert.pem"))?);
+            let (cert, key) = (file("client-cert.pem"), file("client-key.pem"));
+            let config = if std::path::Path::new(&cert).exists() {
+                let (chain, key) = identity(&cert, &key)?;
+                builder.with_client_auth_cert(chain, key).map_err(failed)?
+            } else {
+                builder.with_no_client_auth()
+            };
+            Ok(TlsCreds(Side::Client(Arc::new(config))))
+        }
+    }
+}
+
+fn authorities(path: &str) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for cert in certificates(path)? {
+        roots.add(cert).map_err(|error| {
+            let context = format!("'{path}' is not a certificate authority: {error}");
+            Error::new(ErrorKind::InvalidArgument, context)
+        })?;
+    }
+    Ok(roots)
+}
+
+fn identity(
+    cert: &str,
+    key: &str,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let chain = certificates(cert)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, &error))?;
+    Ok((chain, key))
+}
+
+fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>> {
+    let read = CertificateDer::pem_file_iter(path)
+        .and_then(|found| found.collect::<std::result::Result<Vec<_>, _>>());
+    let found = read.map_err(|error| unreadable(path, &error))?;
+    if found.is_empty() {
+        let context = format!("'{path}' has no certificate");
+        return Err(Error::new(ErrorKind::InvalidArgument, context));
+    }
+    Ok(found)
+}
+
+fn unreadable(path: &str, error: &rustls::pki_types::pem::Error) -> Error {
+    use rustls::pki_types::pem::Error as Pem;
+    match error {
+        Pem::Io(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Error::new(ErrorKind::NotFound, format!("Unable to access credentials {path}: {error}"))
+        }
+        error => {
+            let context = format!("Unable to load credentials {path}: {error}");
+            Error::new(ErrorKind::InvalidArgument, context)
+        }
+    }
+}
