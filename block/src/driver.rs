@@ -1,5 +1,6 @@
 //! What a format, protocol or filter implements, and the adapter that makes it an object.
 
+use std::any::Any;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
@@ -43,15 +44,21 @@ pub struct WriteFlags {
     pub may_unmap: bool,
     /// Zeroes only if that is cheaper than writing them, else `Unsupported`.
     pub no_fallback: bool,
+    /// Stored compressed where the format can and the write covers whole clusters. A wish: what
+    /// cannot be compressed is written as it is.
+    pub compressed: bool,
 }
 
 impl WriteFlags {
     /// An ordinary write.
-    pub const NONE: WriteFlags = WriteFlags { fua: false, may_unmap: false, no_fallback: false };
+    pub const NONE: WriteFlags =
+        WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false };
     /// Durable on return.
-    pub const FUA: WriteFlags = WriteFlags { fua: true, may_unmap: false, no_fallback: false };
+    pub const FUA: WriteFlags = WriteFlags { fua: true, ..WriteFlags::NONE };
     /// Zeroes that may give the space back.
-    pub const UNMAP: WriteFlags = WriteFlags { fua: false, may_unmap: true, no_fallback: false };
+    pub const UNMAP: WriteFlags = WriteFlags { may_unmap: true, ..WriteFlags::NONE };
+    /// Stored compressed where the format can.
+    pub const COMPRESSED: WriteFlags = WriteFlags { compressed: true, ..WriteFlags::NONE };
 }
 
 /// What a stretch of a node consists of.
@@ -149,6 +156,8 @@ pub type LocalBoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 #[expect(missing_docs, reason = "each method is the one of the same name in BlockDriver")]
 #[expect(clippy::len_without_is_empty, reason = "a disk of no bytes is not a special case")]
 pub trait DynDriver {
+    /// The driver itself, for whoever knows what it is: see [`crate::BlockNode::driver`].
+    fn as_any(&self) -> &dyn Any;
     fn format(&self) -> &'static str;
     fn limits(&self) -> Limits;
     fn len(&self) -> u64;
@@ -168,6 +177,9 @@ pub trait DynDriver {
 }
 
 impl<D: BlockDriver> DynDriver for D {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
     fn format(&self) -> &'static str {
         D::FORMAT
     }

@@ -1,3 +1,4 @@
 //! Drivers of image formats.
 
+pub mod qcow2;
 pub mod raw;

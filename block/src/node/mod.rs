@@ -14,7 +14,7 @@ use std::rc::{Rc, Weak};
 
 use crate::bitmap::DirtyBitmap;
 use crate::buf::IoBuf;
-use crate::driver::{DynDriver, Extent, Limits, WriteFlags};
+use crate::driver::{BlockDriver, DynDriver, Extent, Limits, WriteFlags};
 use crate::edge::{Edge, EdgeInner, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
@@ -128,6 +128,11 @@ impl BlockNode {
     /// The driver's name, as in QMP's `driver`.
     pub fn format(&self) -> &'static str {
         self.0.driver.format()
+    }
+
+    /// The driver, if it is a `D`: for operations that only one format has.
+    pub fn driver<D: BlockDriver>(&self) -> Option<&D> {
+        self.0.driver.as_any().downcast_ref()
     }
 
     /// The driver's file name, if it has one.
