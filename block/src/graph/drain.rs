@@ -5,8 +5,9 @@ use std::rc::{Rc, Weak};
 
 use super::BlockGraph;
 use crate::backend::{BackendId, BackendInner, BlockBackend, Gate};
-use crate::edge::Parent;
+use crate::edge::{Edge, Parent};
 use crate::node::{BlockNode, NodeInner};
+use crate::notify::Notify;
 
 /// While it lives, the roots that reach the drained nodes stay shut.
 pub struct Drained(Rc<DrainInner>);
@@ -70,7 +71,14 @@ impl BlockGraph {
         let mut drains = self.0.drains.borrow_mut();
         drains.retain(|drain| drain.strong_count() != 0);
         drains.push(Rc::downgrade(&inner));
+        drop(drains);
+        self.0.drain_began.notify_all();
         inner
+    }
+
+    /// Notified whenever a drain has shut its gates: who holds requests up lets them go.
+    pub(crate) fn drain_began(&self) -> Rc<Notify> {
+        Rc::clone(&self.0.drain_began)
     }
 
     /// Shuts a new root if it reaches a node that is being drained.
@@ -81,6 +89,15 @@ impl BlockGraph {
                 drain.shut(&backend.0);
             }
         }
+    }
+}
+
+impl Edge {
+    /// Whether a drain waits for requests that may be inside the parent.
+    pub(crate) fn is_draining(&self) -> bool {
+        let Parent::Node(parent) = &*self.0.parent.borrow() else { return false };
+        let parent = parent.upgrade().map(BlockNode);
+        roots_above(parent.as_slice()).iter().any(|root| !root.gate.is_open())
     }
 }
 

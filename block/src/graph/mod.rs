@@ -17,6 +17,7 @@ use crate::edge::{ChildRole, Edge, EdgeInner, EdgePerms, Parent, PermRule};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::node::{BlockNode, NodeInner, NodeOptions};
+use crate::notify::Notify;
 
 pub use drain::Drained;
 pub use edit::Edit;
@@ -39,6 +40,8 @@ pub(crate) struct GraphInner {
     owned: RefCell<Vec<BlockNode>>,
     backends: RefCell<Vec<Weak<BackendInner>>>,
     drains: RefCell<Vec<Weak<DrainInner>>>,
+    /// Told when gates have been shut.
+    drain_began: Rc<Notify>,
     next_auto_name: Cell<u32>,
     next_backend: Cell<u64>,
     extensions: RefCell<BTreeMap<TypeId, Rc<dyn Any>>>,
@@ -53,6 +56,7 @@ impl BlockGraph {
             owned: RefCell::default(),
             backends: RefCell::default(),
             drains: RefCell::default(),
+            drain_began: Rc::default(),
             next_auto_name: Cell::new(100),
             next_backend: Cell::new(1),
             extensions: RefCell::default(),

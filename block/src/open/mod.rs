@@ -95,6 +95,7 @@ impl BlockGraph {
                 DriverOptions::Nbd(driver) => driver.open(&opening).await,
                 DriverOptions::NullCo(driver) => driver.open(&opening).await,
                 DriverOptions::Raw(driver) => driver.open(&opening).await,
+                DriverOptions::Throttle(driver) => driver.open(&opening).await,
             }
         })
     }

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::throttle::ThrottleOptions;
 use crate::format::raw::RawOptions;
 use crate::protocol::file::FileOptions;
 use crate::protocol::nbd::NbdOptions;
@@ -74,6 +75,8 @@ pub enum DriverOptions {
     NullCo(NullOptions),
     /// The bytes of another node.
     Raw(RawOptions),
+    /// Limits on the requests to another node.
+    Throttle(ThrottleOptions),
 }
 
 /// The arguments of QMP's `blockdev-add`.
