@@ -5,9 +5,11 @@ mod fault;
 mod model;
 mod rng;
 mod sim_disk;
+mod tool;
 
 pub use conformance::{CONFORMANCE_LEN, conformance};
 pub use fault::{Effect, Fault, SimOp};
 pub use model::Model;
 pub use rng::Rng;
 pub use sim_disk::{SimCounts, SimDisk, SimOptions};
+pub use tool::{have_tool, run_tool, tool};
