@@ -9,6 +9,7 @@ use crate::{
     command::{
         ErrorAction, IoOperation, JobStatus, JobType, MigrationStatus, PanicAction, ShutdownCause,
     },
+    interface,
     schema::{Described, Empty, TypeFn, object},
 };
 
@@ -24,38 +25,39 @@ pub struct EventInfo {
     pub rate_limit: Option<Duration>,
 }
 
-/// Declares the enum of events and its table: `Variant(Data) = "NAME"`, and `limit seconds` where a
-/// guest could cause a flood.
+/// Declares the enum of events and a table for each of its groups: `Variant(Data) = "NAME"`, and
+/// `limit seconds` where a guest could cause a flood.
 macro_rules! events {
     (
         $(#[$attr:meta])*
         pub enum $enum:ident {
-            $( $(#[$event_attr:meta])*
-               $variant:ident $(($data:ty))? = $name:literal $(limit $seconds:literal)?, )*
+            $( $table:ident {
+                $( $(#[$event_attr:meta])*
+                   $variant:ident $(($data:ty))? = $name:literal $(limit $seconds:literal)?, )*
+            } )*
         }
     ) => {
         $(#[$attr])*
         #[derive(Debug, Clone, PartialEq)]
         pub enum $enum {
-            $( $(#[$event_attr])* $variant $(($data))?, )*
+            $( $( $(#[$event_attr])* $variant $(($data))?, )* )*
         }
 
         impl $enum {
             /// The event's name and its data, where it has any.
             fn into_parts(self) -> (&'static str, Option<Value>) {
                 match self {
-                    $( events!(@pattern $enum $variant data $($data)?) =>
-                        ($name, events!(@value data $($data)?)), )*
+                    $( $( events!(@pattern $enum $variant data $($data)?) =>
+                        ($name, events!(@value data $($data)?)), )* )*
                 }
             }
         }
 
-        /// Every event.
-        pub static EVENTS: &[EventInfo] = &[$( EventInfo {
+        $( pub(crate) static $table: &[EventInfo] = &[$( EventInfo {
             name: $name,
             data: <events!(@data $($data)?) as Described>::describe,
             rate_limit: events!(@limit $($seconds)?),
-        }, )*];
+        }, )*]; )*
     };
     (@data) => { Empty };
     (@data $data:ty) => { $data };
@@ -70,36 +72,40 @@ macro_rules! events {
 events! {
     /// An event with its data.
     pub enum EventKind {
-        /// The guest's CPUs stopped.
-        Stop = "STOP",
-        /// The guest's CPUs go on.
-        Resume = "RESUME",
-        /// The guest is going down.
-        Shutdown(ShutdownData) = "SHUTDOWN",
-        /// The guest was reset.
-        Reset(ShutdownData) = "RESET",
-        /// The power button was pressed.
-        Powerdown = "POWERDOWN",
-        /// The guest's kernel panicked.
-        GuestPanicked(GuestPanickedData) = "GUEST_PANICKED",
-        /// A job changed its state.
-        JobStatusChange(JobStatusChangeData) = "JOB_STATUS_CHANGE",
-        /// A block job can be completed.
-        BlockJobReady(BlockJobData) = "BLOCK_JOB_READY",
-        /// A block job is over, well or not.
-        BlockJobCompleted(BlockJobCompletedData) = "BLOCK_JOB_COMPLETED",
-        /// A block job was cancelled.
-        BlockJobCancelled(BlockJobData) = "BLOCK_JOB_CANCELLED",
-        /// A block job met an error.
-        BlockJobError(BlockJobErrorData) = "BLOCK_JOB_ERROR",
-        /// A block job waits to be finalized.
-        BlockJobPending(BlockJobPendingData) = "BLOCK_JOB_PENDING",
-        /// A guest's request failed. A guest can cause any number of them.
-        BlockIoError(BlockIoErrorData) = "BLOCK_IO_ERROR" limit 1,
-        /// A migration changed its state. Only with the `events` capability.
-        Migration(MigrationData) = "MIGRATION",
-        /// A migration began another round. Only with the `events` capability.
-        MigrationPass(MigrationPassData) = "MIGRATION_PASS",
+        MACHINE_EVENTS {
+            /// The guest's CPUs stopped.
+            Stop = "STOP",
+            /// The guest's CPUs go on.
+            Resume = "RESUME",
+            /// The guest is going down.
+            Shutdown(ShutdownData) = "SHUTDOWN",
+            /// The guest was reset.
+            Reset(ShutdownData) = "RESET",
+            /// The power button was pressed.
+            Powerdown = "POWERDOWN",
+            /// The guest's kernel panicked.
+            GuestPanicked(GuestPanickedData) = "GUEST_PANICKED",
+            /// A migration changed its state. Only with the `events` capability.
+            Migration(MigrationData) = "MIGRATION",
+            /// A migration began another round. Only with the `events` capability.
+            MigrationPass(MigrationPassData) = "MIGRATION_PASS",
+        }
+        BLOCK_EVENTS {
+            /// A job changed its state.
+            JobStatusChange(JobStatusChangeData) = "JOB_STATUS_CHANGE",
+            /// A block job can be completed.
+            BlockJobReady(BlockJobData) = "BLOCK_JOB_READY",
+            /// A block job is over, well or not.
+            BlockJobCompleted(BlockJobCompletedData) = "BLOCK_JOB_COMPLETED",
+            /// A block job was cancelled.
+            BlockJobCancelled(BlockJobData) = "BLOCK_JOB_CANCELLED",
+            /// A block job met an error.
+            BlockJobError(BlockJobErrorData) = "BLOCK_JOB_ERROR",
+            /// A block job waits to be finalized.
+            BlockJobPending(BlockJobPendingData) = "BLOCK_JOB_PENDING",
+            /// A guest's request failed. A guest can cause any number of them.
+            BlockIoError(BlockIoErrorData) = "BLOCK_IO_ERROR" limit 1,
+        }
     }
 }
 
@@ -265,6 +271,6 @@ impl Event {
 
     /// What the table says of it.
     pub fn info(&self) -> Option<&'static EventInfo> {
-        EVENTS.iter().find(|info| info.name == self.name)
+        interface::MACHINE.events().find(|info| info.name == self.name)
     }
 }

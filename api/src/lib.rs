@@ -2,6 +2,7 @@
 //!
 //! - [`command`] and [`event`] declare everything that crosses QMP, once: the Rust types, their JSON
 //!   form and the schema that clients read come from the same lines ([`schema`]).
+//! - [`interface`] says which of them an endpoint offers: one with a guest, or one with disks only.
 //! - [`qmp`] is the server without sockets: [`qmp::Server`] holds a [`qmp::Session`] for each client.
 //! - A [`Controller`] carries commands out: the machine, or a fake in tests.
 //! - [`client`] is a blocking client, [`cli`] the subcommands of `ferry` that use it.
@@ -26,6 +27,7 @@
 //!
 //! use ferry_api::{
 //!     Command, Controller, Event, EventKind, LocalBoxFuture, QmpError, Timestamp,
+//!     command::MachineCommand, interface,
 //!     qmp::{Limits, Server, SessionAction},
 //! };
 //! use serde_json::{Value, json};
@@ -35,7 +37,7 @@
 //!     fn execute(self: Rc<Self>, command: Command) -> LocalBoxFuture<Result<Value, QmpError>> {
 //!         Box::pin(async move {
 //!             match command {
-//!                 Command::Stop => Ok(json!({})),
+//!                 Command::Machine(MachineCommand::Stop) => Ok(json!({})),
 //!                 other => Err(QmpError::generic(format!("no {} here", other.name()))),
 //!             }
 //!         })
@@ -51,7 +53,7 @@
 //! #     }
 //! # }
 //! let machine = Rc::new(Machine);
-//! let mut server = Server::new(Limits::default());
+//! let mut server = Server::new(&interface::MACHINE, Limits::default());
 //! let client = server.connect()?;
 //! let session = server.session(client).expect("just connected");
 //! // The greeting is in session.output() now. Bytes come from the socket:
@@ -91,9 +93,11 @@ pub mod client;
 pub mod command;
 pub mod error;
 pub mod event;
+pub mod interface;
 pub mod qmp;
 pub mod schema;
 
 pub use command::{Command, Controller, LocalBoxFuture};
 pub use error::{ErrorClass, QmpError};
 pub use event::{Event, EventKind, Timestamp};
+pub use interface::Interface;

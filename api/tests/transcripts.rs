@@ -57,7 +57,7 @@ impl Conversation {
 
 /// Plays the client's part of a transcript and gives what it should read.
 fn play(transcript: &str) -> String {
-    let session = Session::new(Limits::default());
+    let session = Session::new(&ferry_api::interface::MACHINE, Limits::default());
     let mut talk = Conversation { session, machine: Rc::default(), text: String::new() };
     for line in transcript.lines() {
         if !line.starts_with('#') {

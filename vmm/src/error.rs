@@ -102,6 +102,17 @@ impl From<ferry_block::Error> for Error {
     }
 }
 
+impl From<ferry_storage::Error> for Error {
+    fn from(error: ferry_storage::Error) -> Error {
+        let kind = match error.kind() {
+            ferry_storage::ErrorKind::Usage => ErrorKind::Usage,
+            ferry_storage::ErrorKind::Config => ErrorKind::Config,
+            ferry_storage::ErrorKind::Host => ErrorKind::Host,
+        };
+        Error::new(kind, error.to_string())
+    }
+}
+
 impl From<BadTransition> for Error {
     fn from(refused: BadTransition) -> Error {
         Error::new(ErrorKind::RunState, refused.to_string())

@@ -11,7 +11,6 @@ pub mod lifecycle;
 pub mod machine;
 pub mod memory;
 mod migrate;
-pub mod signals;
 #[cfg(test)]
 mod testing;
 pub mod vcpu;

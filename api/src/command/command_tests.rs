@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::interface::{MACHINE, STORAGE};
 use crate::schema::{Object, Type};
 
 /// Values of a type that between them use every member, every case and every value. `depth` bounds
@@ -60,9 +61,9 @@ fn plain_objects(object: &Object, depth: usize) -> Vec<Value> {
 #[test]
 fn every_described_argument_is_understood() {
     let mut tried = 0;
-    for info in COMMANDS {
+    for info in MACHINE.commands().filter(|info| matches!(info.parse, Parse::Controller(_))) {
         for arguments in samples((info.arguments)(), 2) {
-            let parsed = Command::parse(info.name, arguments.clone());
+            let parsed = MACHINE.parse(info.name, arguments.clone());
             let command = parsed.unwrap_or_else(|e| panic!("{} {arguments}: {e}", info.name));
             assert_eq!(command.name(), info.name);
             tried += 1;
@@ -73,13 +74,13 @@ fn every_described_argument_is_understood() {
 
 #[test]
 fn names_are_unique_and_additions_carry_our_prefix() {
-    let mut names: Vec<_> = all().map(|info| info.name).collect();
+    let mut names: Vec<_> = MACHINE.commands().map(|info| info.name).collect();
     let count = names.len();
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), count);
-    assert_eq!(find("stop").unwrap().name, "stop");
-    assert!(find("nosuch").is_none());
+    assert_eq!(MACHINE.command("stop").unwrap().name, "stop");
+    MACHINE.command("nosuch").unwrap_err();
 }
 
 #[test]
@@ -87,7 +88,8 @@ fn options_that_were_not_given_are_not_written() {
     let arguments = json!({"driver": "raw", "node-name": "n", "file": {
         "driver": "file", "filename": "/x", "locking": "off", "aio": "io_uring",
     }});
-    let Command::BlockdevAdd(options) = Command::parse("blockdev-add", arguments.clone()).unwrap()
+    let Command::Block(BlockCommand::BlockdevAdd(options)) =
+        MACHINE.parse("blockdev-add", arguments.clone()).unwrap()
     else {
         panic!("another command");
     };
@@ -108,15 +110,28 @@ fn replies_have_the_names_of_the_wire() {
 
 #[test]
 fn force_is_an_addition_of_ours() {
-    let forced = Command::parse("cont", json!({"__org.ferry_force": true})).unwrap();
-    assert_eq!(forced, Command::Cont(Cont { force: Some(true) }));
-    let refused = Command::parse("cont", json!({"force": true})).unwrap_err();
+    let forced = MACHINE.parse("cont", json!({"__org.ferry_force": true})).unwrap();
+    assert_eq!(forced, Command::Machine(MachineCommand::Cont(Cont { force: Some(true) })));
+    let refused = MACHINE.parse("cont", json!({"force": true})).unwrap_err();
     assert_eq!(refused.desc, "Parameter 'force' is unexpected");
 }
 
 #[test]
 fn commands_of_a_session_do_not_reach_a_controller() {
     for info in SESSION_COMMANDS {
-        Command::parse(info.name, json!({})).unwrap_err();
+        MACHINE.parse(info.name, json!({})).unwrap_err();
     }
+}
+
+#[test]
+fn a_process_without_a_guest_has_no_commands_for_one() {
+    for name in ["cont", "migrate", "query-status"] {
+        MACHINE.command(name).unwrap();
+        assert_eq!(STORAGE.command(name).unwrap_err().class, crate::ErrorClass::CommandNotFound);
+    }
+    for name in ["quit", "query-commands", "blockdev-add", "job-cancel"] {
+        STORAGE.command(name).unwrap();
+    }
+    let events: Vec<_> = STORAGE.events().map(|event| event.name).collect();
+    assert!(events.contains(&"JOB_STATUS_CHANGE") && !events.contains(&"RESUME"));
 }

@@ -1,8 +1,7 @@
-//! Every command: one table, from which everything else follows.
+//! Every command: its name, what it takes and returns, and the typed form that a [`Controller`] gets.
 //!
-//! The two invocations of `commands!` below are the only place that lists commands. They make the
-//! [`Command`] enum that a [`Controller`] gets, and [`all`], which argument checks, `query-commands`
-//! and `query-qmp-schema` read.
+//! `table` is the only place that lists commands, in groups: one enum for each part of a process that
+//! carries commands out. An [`Interface`](crate::Interface) puts groups together.
 
 mod block;
 mod block_info;
@@ -10,16 +9,17 @@ mod job;
 mod migration;
 mod run_state;
 mod session;
+mod table;
 
 use std::{future::Future, pin::Pin, rc::Rc};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-pub use self::{block::*, block_info::*, job::*, migration::*, run_state::*, session::*};
+pub use self::{block::*, block_info::*, job::*, migration::*, run_state::*, session::*, table::*};
 use crate::{
     error::QmpError,
-    schema::{Described, Empty, SchemaInfo, TypeFn, validate},
+    schema::{Described, TypeFn, validate},
 };
 
 /// What the table says of one command.
@@ -46,13 +46,14 @@ pub(crate) enum Parse {
     Session(fn(Value) -> Result<SessionCommand, QmpError>),
 }
 
-/// Declares an enum of commands and their table: `Variant(Arguments) -> Result = "name"`.
+/// Declares a group of commands, as an enum and as a table: `Variant(Arguments) -> Result = "name"`, and
+/// `oob` behind those that may run out of band. `wrap` makes a [`Command`] of a member of the group.
 macro_rules! commands {
     (
         $(#[$attr:meta])*
-        $vis:vis enum $enum:ident, $table:ident, $parse:ident {
+        $vis:vis enum $enum:ident, $table:ident, $parse:ident($wrap:expr) {
             $( $(#[$command_attr:meta])*
-               $variant:ident $(($args:ty))? -> $returns:ty = $name:literal, )*
+               $variant:ident $(($args:ty))? -> $returns:ty = $name:literal $($oob:ident)?, )*
         }
     ) => {
         $(#[$attr])*
@@ -65,141 +66,34 @@ macro_rules! commands {
             /// The command's name on the wire.
             $vis const fn name(&self) -> &'static str {
                 match self {
-                    $( commands!(@pattern $enum $variant $($args)?) => $name, )*
+                    $( $crate::command::commands!(@pattern $enum $variant $($args)?) => $name, )*
                 }
             }
         }
 
-        static $table: &[CommandInfo] = &[$( CommandInfo {
+        pub(crate) static $table: &[$crate::command::CommandInfo] = &[$( $crate::command::CommandInfo {
             name: $name,
-            arguments: <commands!(@args $($args)?) as Described>::describe,
-            returns: <$returns as Described>::describe,
-            out_of_band: false,
-            parse: Parse::$parse(|_arguments| {
-                commands!(@parse $enum $variant _arguments $($args)?)
+            arguments: <$crate::command::commands!(@args $($args)?) as $crate::schema::Described>::describe,
+            returns: <$returns as $crate::schema::Described>::describe,
+            out_of_band: $crate::command::commands!(@oob $($oob)?),
+            parse: $crate::command::Parse::$parse(|_arguments| {
+                $crate::command::commands!(@parse $enum $variant _arguments $($args)?).map($wrap)
             }),
         }, )*];
     };
-    (@args) => { Empty };
+    (@oob) => { false };
+    (@oob oob) => { true };
+    (@args) => { $crate::schema::Empty };
     (@args $args:ty) => { $args };
     (@pattern $enum:ident $variant:ident) => { $enum::$variant };
     (@pattern $enum:ident $variant:ident $args:ty) => { $enum::$variant(_) };
     (@parse $enum:ident $variant:ident $value:ident) => { Ok($enum::$variant) };
     (@parse $enum:ident $variant:ident $value:ident $args:ty) => {
-        typed::<$args>($value).map($enum::$variant)
+        $crate::command::typed::<$args>($value).map($enum::$variant)
     };
 }
 
-commands! {
-    /// Commands that a session answers without a controller.
-    pub(crate) enum SessionCommand, SESSION_COMMANDS, Session {
-        /// Ends negotiation.
-        QmpCapabilities(QmpCapabilities) -> Empty = "qmp_capabilities",
-        /// Says who answers.
-        QueryVersion -> VersionInfo = "query-version",
-        /// Lists the commands.
-        QueryCommands -> Vec<CommandName> = "query-commands",
-        /// Describes commands and events.
-        QueryQmpSchema -> Vec<SchemaInfo> = "query-qmp-schema",
-    }
-}
-
-commands! {
-    /// A command with its arguments, checked and typed.
-    pub enum Command, COMMANDS, Controller {
-        /// What is the guest doing?
-        QueryStatus -> StatusInfo = "query-status",
-        /// What is the guest called?
-        QueryName -> NameInfo = "query-name",
-        /// What is the guest's UUID?
-        QueryUuid -> UuidInfo = "query-uuid",
-        /// Does KVM run the guest?
-        QueryKvm -> KvmInfo = "query-kvm",
-        /// Stop the guest's CPUs. Without effect when they are stopped.
-        Stop -> Empty = "stop",
-        /// Let the guest's CPUs go on. Without effect when they run.
-        Cont(Cont) -> Empty = "cont",
-        /// End the process.
-        Quit -> Empty = "quit",
-        /// Press the guest's power button.
-        SystemPowerdown -> Empty = "system_powerdown",
-        /// Press the guest's reset button.
-        SystemReset -> Empty = "system_reset",
-
-        /// Create block nodes.
-        BlockdevAdd(BlockdevOptions) -> Empty = "blockdev-add",
-        /// Remove a block node that nobody uses.
-        BlockdevDel(BlockdevDel) -> Empty = "blockdev-del",
-        /// List the guest's disks.
-        QueryBlock -> Vec<BlockInfo> = "query-block",
-        /// List the block nodes.
-        QueryNamedBlockNodes(QueryNamedBlockNodes) -> Vec<BlockDeviceInfo>
-            = "query-named-block-nodes",
-        /// Counters of disks or nodes.
-        QueryBlockstats(QueryBlockstats) -> Vec<BlockStats> = "query-blockstats",
-
-        /// Copy a disk to another node while it is used, and keep both equal.
-        BlockdevMirror(BlockdevMirror) -> Empty = "blockdev-mirror",
-        /// Finish a job that is READY: the guest goes on with the target.
-        BlockJobComplete(BlockJobDevice) -> Empty = "block-job-complete",
-        /// Pause a job.
-        BlockJobPause(BlockJobDevice) -> Empty = "block-job-pause",
-        /// Let a paused job go on.
-        BlockJobResume(BlockJobDevice) -> Empty = "block-job-resume",
-        /// Stop a job; a mirror that is READY leaves a consistent copy.
-        BlockJobCancel(BlockJobCancel) -> Empty = "block-job-cancel",
-        /// Limit a job's rate.
-        BlockJobSetSpeed(BlockJobSetSpeed) -> Empty = "block-job-set-speed",
-        /// Let a pending job finish.
-        BlockJobFinalize(JobId) -> Empty = "block-job-finalize",
-        /// Forget a job that is over.
-        BlockJobDismiss(JobId) -> Empty = "block-job-dismiss",
-        /// List block jobs.
-        QueryBlockJobs -> Vec<BlockJobInfo> = "query-block-jobs",
-        /// Pause a job.
-        JobPause(JobId) -> Empty = "job-pause",
-        /// Let a paused job go on.
-        JobResume(JobId) -> Empty = "job-resume",
-        /// Stop a job at once.
-        JobCancel(JobId) -> Empty = "job-cancel",
-        /// Finish a job that is READY.
-        JobComplete(JobId) -> Empty = "job-complete",
-        /// Let a pending job finish.
-        JobFinalize(JobId) -> Empty = "job-finalize",
-        /// Forget a job that is over.
-        JobDismiss(JobId) -> Empty = "job-dismiss",
-        /// List jobs.
-        QueryJobs -> Vec<JobInfo> = "query-jobs",
-
-        /// Move the guest to another process.
-        Migrate(Migrate) -> Empty = "migrate",
-        /// Listen for a guest.
-        MigrateIncoming(MigrateIncoming) -> Empty = "migrate-incoming",
-        /// Cancel a migration; the guest stays. Without effect when there is none.
-        MigrateCancel -> Empty = "migrate_cancel",
-        /// How far is the migration?
-        QueryMigrate -> MigrationInfo = "query-migrate",
-        /// Change parameters of migrations.
-        MigrateSetParameters(MigrationParameters) -> Empty = "migrate-set-parameters",
-        /// Which parameters are set?
-        QueryMigrateParameters -> MigrationParameters = "query-migrate-parameters",
-        /// Switch capabilities.
-        MigrateSetCapabilities(MigrateSetCapabilities) -> Empty = "migrate-set-capabilities",
-        /// Which capabilities are on?
-        QueryMigrateCapabilities -> Vec<MigrationCapabilityStatus>
-            = "query-migrate-capabilities",
-    }
-}
-
-/// Every command of the table.
-pub fn all() -> impl Iterator<Item = &'static CommandInfo> {
-    SESSION_COMMANDS.iter().chain(COMMANDS)
-}
-
-/// The command of that name.
-pub fn find(name: &str) -> Option<&'static CommandInfo> {
-    all().find(|command| command.name == name)
-}
+pub(crate) use commands;
 
 impl CommandInfo {
     /// Checks arguments, without making anything of them.
@@ -211,20 +105,24 @@ impl CommandInfo {
     }
 }
 
+/// A command with its arguments, checked and typed, by who carries it out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// The process as such.
+    Process(ProcessCommand),
+    /// The machine, where there is a guest.
+    Machine(MachineCommand),
+    /// The block layer.
+    Block(BlockCommand),
+}
+
 impl Command {
-    /// Checks and types a command as a client would send it.
-    ///
-    /// # Errors
-    /// What a client would get: no such command, or the first wrong argument.
-    pub fn parse(name: &str, arguments: Value) -> Result<Command, QmpError> {
-        let info = find(name).ok_or_else(|| QmpError::command_not_found(name))?;
-        let Value::Object(arguments) = arguments else {
-            return Err(QmpError::member_type("arguments", "an object"));
-        };
-        info.check(&arguments)?;
-        match info.parse {
-            Parse::Controller(parse) => parse(Value::Object(arguments)),
-            Parse::Session(_) => Err(QmpError::command_not_found(name)),
+    /// The command's name on the wire.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Command::Process(command) => command.name(),
+            Command::Machine(command) => command.name(),
+            Command::Block(command) => command.name(),
         }
     }
 }

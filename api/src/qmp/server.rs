@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{limits::Limits, session::Session, throttle::Throttle};
-use crate::event::Event;
+use crate::{event::Event, interface::Interface};
 
 /// Names a client while it is connected; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +17,7 @@ pub struct TooManyClients(usize);
 /// The sessions. Whoever drives it owns the sockets and the clock.
 #[derive(Debug)]
 pub struct Server {
+    interface: &'static Interface,
     limits: Limits,
     sessions: BTreeMap<ClientId, Session>,
     next: u64,
@@ -25,9 +26,9 @@ pub struct Server {
 
 impl Server {
     /// A server without clients.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(interface: &'static Interface, limits: Limits) -> Self {
         let throttle = Throttle::default();
-        Server { limits, sessions: BTreeMap::new(), next: 0, throttle }
+        Server { interface, limits, sessions: BTreeMap::new(), next: 0, throttle }
     }
 
     /// Begins a session; its greeting is ready to be sent.
@@ -40,7 +41,7 @@ impl Server {
         }
         let id = ClientId(self.next);
         self.next += 1;
-        self.sessions.insert(id, Session::new(self.limits));
+        self.sessions.insert(id, Session::new(self.interface, self.limits));
         Ok(id)
     }
 

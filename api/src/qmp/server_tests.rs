@@ -28,7 +28,7 @@ fn ms(ms: u64) -> Duration {
 
 /// A server with one client that listens.
 fn listening() -> (Server, ClientId) {
-    let mut server = Server::new(Limits::default());
+    let mut server = Server::new(&crate::interface::MACHINE, Limits::default());
     let client = server.connect().unwrap();
     let session = server.session(client).unwrap();
     session.feed(b"{'execute':'qmp_capabilities'}");
@@ -65,7 +65,8 @@ fn every_client_hears_every_event() {
 
 #[test]
 fn clients_are_counted() {
-    let mut server = Server::new(Limits { clients: 1, ..Limits::default() });
+    let mut server =
+        Server::new(&crate::interface::MACHINE, Limits { clients: 1, ..Limits::default() });
     let only = server.connect().unwrap();
     let refused = server.connect().unwrap_err().to_string();
     assert_eq!(refused, "1 QMP clients are connected already; close one of them first");

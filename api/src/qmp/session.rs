@@ -15,11 +15,11 @@ use super::{
 };
 use crate::{
     command::{
-        self, Command, CommandInfo, CommandName, Parse, QmpCapability, SessionCommand, VersionInfo,
-        reply,
+        Command, CommandInfo, CommandName, Parse, QmpCapability, SessionCommand, VersionInfo, reply,
     },
     error::QmpError,
     event::Event,
+    interface::Interface,
     schema::introspect,
 };
 
@@ -69,6 +69,7 @@ enum Phase {
 /// The conversation with one client.
 #[derive(Debug)]
 pub struct Session {
+    interface: &'static Interface,
     limits: Limits,
     decoder: Decoder,
     phase: Phase,
@@ -83,9 +84,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session at its start: the greeting is ready in [`Session::output`].
-    pub fn new(limits: Limits) -> Self {
+    /// A session at its start, with the commands of `interface`: the greeting is ready in [`Session::output`].
+    pub fn new(interface: &'static Interface, limits: Limits) -> Self {
         let mut session = Session {
+            interface,
             limits,
             decoder: Decoder::new(limits),
             phase: Phase::Negotiation,
@@ -278,7 +280,7 @@ impl Session {
         if self.phase == Phase::Negotiation && name != "qmp_capabilities" {
             return Err(QmpError::not_negotiated());
         }
-        command::find(name).ok_or_else(|| QmpError::command_not_found(name))
+        self.interface.command(name)
     }
 
     fn answer(&mut self, command: &SessionCommand) -> Result<Value, QmpError> {
@@ -294,10 +296,11 @@ impl Session {
             }
             SessionCommand::QueryVersion => reply(&VersionInfo::current()),
             SessionCommand::QueryCommands => {
-                let names = command::all().map(|c| CommandName { name: c.name.to_owned() });
+                let commands = self.interface.commands();
+                let names = commands.map(|c| CommandName { name: c.name.to_owned() });
                 reply(&names.collect::<Vec<_>>())
             }
-            SessionCommand::QueryQmpSchema => reply(&introspect()),
+            SessionCommand::QueryQmpSchema => reply(&introspect(self.interface)),
         }
     }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    command::{BlockJobDevice, JobId},
+    command::{BlockCommand, BlockJobDevice, JobId, MachineCommand},
     event::{EventKind, Timestamp},
 };
 
@@ -8,7 +8,7 @@ const NEGOTIATE: &[u8] = b"{'execute':'qmp_capabilities'}";
 
 /// A session past its greeting and negotiation.
 fn negotiated(limits: Limits) -> Session {
-    let mut session = Session::new(limits);
+    let mut session = Session::new(&crate::interface::MACHINE, limits);
     session.take_output();
     assert!(session.feed(NEGOTIATE).is_empty());
     session.take_output();
@@ -30,7 +30,7 @@ fn stop_event() -> Event {
 
 #[test]
 fn the_greeting_comes_first() {
-    let mut session = Session::new(Limits::default());
+    let mut session = Session::new(&crate::interface::MACHINE, Limits::default());
     let package = concat!("ferry ", env!("CARGO_PKG_VERSION"));
     let expected = format!(
         "{{\"QMP\": {{\"capabilities\": [\"oob\"], \"version\": {{\"package\": \"{package}\", \
@@ -41,7 +41,7 @@ fn the_greeting_comes_first() {
 
 #[test]
 fn events_before_negotiation_are_lost() {
-    let mut session = Session::new(Limits::default());
+    let mut session = Session::new(&crate::interface::MACHINE, Limits::default());
     session.take_output();
     session.event(&stop_event());
     assert_eq!(text(&mut session), "");
@@ -56,12 +56,15 @@ fn commands_are_carried_out_one_after_the_other() {
     let mut session = negotiated(Limits::default());
     let actions = session.feed(b"{'execute':'stop','id':1}{'execute':'cont','id':2}foo {'x':1}");
     let (stop, command) = execute(&actions[0]);
-    assert_eq!((actions.len(), command), (1, &Command::Stop));
+    assert_eq!((actions.len(), command), (1, &Command::Machine(MachineCommand::Stop)));
     assert_eq!(text(&mut session), "", "replies keep the order, those of errors as well");
 
     let actions = session.reply(stop, Ok(json!({})));
     let (cont, command) = execute(&actions[0]);
-    assert_eq!((actions.len(), command), (1, &Command::Cont(<_>::default())));
+    assert_eq!(
+        (actions.len(), command),
+        (1, &Command::Machine(MachineCommand::Cont(<_>::default())))
+    );
     assert_eq!(text(&mut session), "{\"return\": {}, \"id\": 1}\r\n");
 
     assert!(session.reply(cont, Err(QmpError::generic("no"))).is_empty());
@@ -77,7 +80,7 @@ fn arguments_arrive_typed() {
     let mut session = negotiated(Limits::default());
     let actions = session.feed(b"{'execute':'block-job-pause','arguments':{'device':'a\\u00e9'}}");
     let device = "a\u{e9}".to_owned();
-    let expected = Command::BlockJobPause(BlockJobDevice { device });
+    let expected = Command::Block(BlockCommand::BlockJobPause(BlockJobDevice { device }));
     assert_eq!(execute(&actions[0]).1, &expected);
 }
 
@@ -86,7 +89,7 @@ fn a_result_nobody_waits_for_is_ignored() {
     let mut session = negotiated(Limits::default());
     let actions = session.feed(b"{'execute':'job-pause','arguments':{'id':'j'}}");
     let (token, command) = execute(&actions[0]);
-    assert_eq!(command, &Command::JobPause(JobId { id: "j".into() }));
+    assert_eq!(command, &Command::Block(BlockCommand::JobPause(JobId { id: "j".into() })));
     assert!(session.reply(Token(token.0 + 1), Ok(json!({}))).is_empty());
     session.reply(token, Ok(json!({})));
     session.reply(token, Ok(json!({})));
@@ -150,7 +153,7 @@ fn a_driver_that_reads_too_much_is_noticed() {
 
 #[test]
 fn out_of_band_requests_do_not_wait_for_their_turn() {
-    let mut session = Session::new(Limits::default());
+    let mut session = Session::new(&crate::interface::MACHINE, Limits::default());
     session.feed(b"{'execute':'qmp_capabilities','arguments':{'enable':['oob']}}");
     session.take_output();
     let actions = session.feed(b"{'execute':'stop','id':1}{'exec-oob':'query-status','id':2}");

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{Alternate, Described, Enum, Object, Type, object, union};
-use crate::{command, event::EVENTS};
+use crate::interface::Interface;
 
 union! {
     /// One entity of the schema.
@@ -192,10 +192,11 @@ object! {
     }
 }
 
-/// Tells every command and event, and all types that they use.
-pub fn introspect() -> Vec<SchemaInfo> {
+/// Tells every command and event of an endpoint, and all types that they use.
+pub fn introspect(interface: &Interface) -> Vec<SchemaInfo> {
     let mut types = Types::default();
-    let commands: Vec<_> = command::all()
+    let commands: Vec<_> = interface
+        .commands()
         .map(|command| SchemaInfo {
             name: command.name.to_owned(),
             detail: SchemaDetail::Command(SchemaCommand {
@@ -205,8 +206,8 @@ pub fn introspect() -> Vec<SchemaInfo> {
             }),
         })
         .collect();
-    let events: Vec<_> = EVENTS
-        .iter()
+    let events: Vec<_> = interface
+        .events()
         .map(|event| SchemaInfo {
             name: event.name.to_owned(),
             detail: SchemaDetail::Event(SchemaEvent { arg_type: types.name((event.data)()) }),

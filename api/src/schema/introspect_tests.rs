@@ -6,7 +6,7 @@ use self::types::Wrapper;
 use super::*;
 
 fn schema() -> BTreeMap<String, Value> {
-    let entities = introspect();
+    let entities = introspect(&crate::interface::MACHINE);
     let count = entities.len();
     let by_name: BTreeMap<_, _> =
         entities.into_iter().map(|e| (e.name.clone(), serde_json::to_value(e).unwrap())).collect();
@@ -85,7 +85,7 @@ mod types {
 
 #[test]
 fn the_schema_fits_its_own_description() {
-    let value = serde_json::to_value(introspect()).unwrap();
+    let value = serde_json::to_value(introspect(&crate::interface::MACHINE)).unwrap();
     let wrapped = json!({ "list": value });
     crate::schema::validate(Wrapper::describe(), wrapped.as_object().unwrap()).unwrap();
     let back: Wrapper = serde_json::from_value(wrapped.clone()).unwrap();

@@ -135,41 +135,48 @@ impl FakeMachine {
 
     fn run(&self, command: Command) -> Result<Value, QmpError> {
         match command {
-            Command::QueryStatus => command::reply(&self.query_status()),
-            Command::Stop => {
-                if self.running.replace(false) {
-                    self.emit(EventKind::Stop);
-                }
-                Ok(json!({}))
-            }
-            Command::Cont(_) => {
-                if !self.running.replace(true) {
-                    self.emit(EventKind::Resume);
-                }
-                Ok(json!({}))
-            }
-            Command::Quit => {
+            Command::Process(ProcessCommand::Quit) => {
                 let reason = ShutdownCause::HostQmpQuit;
                 self.emit(EventKind::Shutdown(ShutdownData { guest: false, reason }));
                 self.quit.set(true);
                 Ok(json!({}))
             }
-            Command::SystemReset => {
+            Command::Machine(command) => self.run_machine(command),
+            Command::Block(command) => self.run_block(command),
+        }
+    }
+
+    fn run_machine(&self, command: MachineCommand) -> Result<Value, QmpError> {
+        match command {
+            MachineCommand::QueryStatus => command::reply(&self.query_status()),
+            MachineCommand::Stop => {
+                if self.running.replace(false) {
+                    self.emit(EventKind::Stop);
+                }
+                Ok(json!({}))
+            }
+            MachineCommand::Cont(_) => {
+                if !self.running.replace(true) {
+                    self.emit(EventKind::Resume);
+                }
+                Ok(json!({}))
+            }
+            MachineCommand::SystemReset => {
                 let reason = ShutdownCause::HostQmpSystemReset;
                 self.emit(EventKind::Reset(ShutdownData { guest: false, reason }));
                 Ok(json!({}))
             }
-            Command::SystemPowerdown => {
+            MachineCommand::SystemPowerdown => {
                 self.emit(EventKind::Powerdown);
                 Ok(json!({}))
             }
-            Command::QueryName => command::reply(&NameInfo::default()),
-            Command::QueryUuid => {
+            MachineCommand::QueryName => command::reply(&NameInfo::default()),
+            MachineCommand::QueryUuid => {
                 let uuid = "00000000-0000-0000-0000-000000000000".to_owned();
                 command::reply(&UuidInfo { uuid })
             }
-            Command::QueryKvm => command::reply(&KvmInfo { enabled: false, present: true }),
-            other => self.run_block(other),
+            MachineCommand::QueryKvm => command::reply(&KvmInfo { enabled: false, present: true }),
+            other => self.run_migration(other),
         }
     }
 
@@ -184,9 +191,9 @@ impl FakeMachine {
         StatusInfo { running, singlestep: false, status }
     }
 
-    fn run_block(&self, command: Command) -> Result<Value, QmpError> {
+    fn run_block(&self, command: BlockCommand) -> Result<Value, QmpError> {
         match command {
-            Command::BlockdevAdd(options) => {
+            BlockCommand::BlockdevAdd(options) => {
                 let Some(name) = options.node_name.clone() else {
                     return Err(QmpError::root_without_name());
                 };
@@ -197,7 +204,7 @@ impl FakeMachine {
                 self.nodes.borrow_mut().push(options);
                 Ok(json!({}))
             }
-            Command::BlockdevDel(BlockdevDel { node_name }) => {
+            BlockCommand::BlockdevDel(BlockdevDel { node_name }) => {
                 if !self.has_node(&node_name) {
                     return Err(QmpError::node_not_found(&node_name));
                 }
@@ -209,10 +216,10 @@ impl FakeMachine {
                 self.nodes.borrow_mut().retain(|o| !named(o));
                 Ok(json!({}))
             }
-            Command::QueryBlock => command::reply(&vec![self.disk()]),
-            Command::QueryNamedBlockNodes(_) => command::reply(&self.named_nodes()),
-            Command::QueryBlockstats(_) => Ok(json!([])),
-            Command::BlockdevMirror(arguments) => self.mirror(arguments),
+            BlockCommand::QueryBlock => command::reply(&vec![self.disk()]),
+            BlockCommand::QueryNamedBlockNodes(_) => command::reply(&self.named_nodes()),
+            BlockCommand::QueryBlockstats(_) => Ok(json!([])),
+            BlockCommand::BlockdevMirror(arguments) => self.mirror(arguments),
             other => self.run_job(other),
         }
     }
@@ -265,41 +272,41 @@ impl FakeMachine {
         Ok(json!({}))
     }
 
-    fn run_job(&self, command: Command) -> Result<Value, QmpError> {
+    fn run_job(&self, command: BlockCommand) -> Result<Value, QmpError> {
         match command {
-            Command::QueryJobs => {
+            BlockCommand::QueryJobs => {
                 command::reply(&self.job.borrow().iter().map(FakeJob::job_info).collect::<Vec<_>>())
             }
-            Command::QueryBlockJobs => {
+            BlockCommand::QueryBlockJobs => {
                 command::reply(&self.job.borrow().iter().map(FakeJob::info).collect::<Vec<_>>())
             }
-            Command::BlockJobComplete(BlockJobDevice { device }) => {
+            BlockCommand::BlockJobComplete(BlockJobDevice { device }) => {
                 self.end(&device, "complete", block_job_missing)
             }
-            Command::BlockJobCancel(BlockJobCancel { device, force }) => {
+            BlockCommand::BlockJobCancel(BlockJobCancel { device, force }) => {
                 let verb = if force == Some(true) { "cancel" } else { "soft" };
                 self.end(&device, verb, block_job_missing)
             }
-            Command::JobCancel(JobId { id }) => self.end(&id, "cancel", job_missing),
-            Command::JobComplete(JobId { id }) => self.end(&id, "complete", job_missing),
-            Command::BlockJobSetSpeed(BlockJobSetSpeed { device, speed }) => {
+            BlockCommand::JobCancel(JobId { id }) => self.end(&id, "cancel", job_missing),
+            BlockCommand::JobComplete(JobId { id }) => self.end(&id, "complete", job_missing),
+            BlockCommand::BlockJobSetSpeed(BlockJobSetSpeed { device, speed }) => {
                 match self.job.borrow_mut().as_mut().filter(|job| job.id == device) {
                     Some(job) => job.speed = speed,
                     None => return Err(block_job_missing(&device)),
                 }
                 Ok(json!({}))
             }
-            Command::BlockJobPause(a) | Command::BlockJobResume(a) => {
+            BlockCommand::BlockJobPause(a) | BlockCommand::BlockJobResume(a) => {
                 Err(block_job_missing(&a.device))
             }
-            Command::JobPause(a)
-            | Command::JobResume(a)
-            | Command::JobFinalize(a)
-            | Command::JobDismiss(a) => Err(job_missing(&a.id)),
-            Command::BlockJobFinalize(a) | Command::BlockJobDismiss(a) => {
+            BlockCommand::JobPause(a)
+            | BlockCommand::JobResume(a)
+            | BlockCommand::JobFinalize(a)
+            | BlockCommand::JobDismiss(a) => Err(job_missing(&a.id)),
+            BlockCommand::BlockJobFinalize(a) | BlockCommand::BlockJobDismiss(a) => {
                 Err(block_job_missing(&a.id))
             }
-            other => self.run_migration(other),
+            other => Err(QmpError::generic(format!("the fake has no {}", other.name()))),
         }
     }
 
@@ -320,9 +327,9 @@ impl FakeMachine {
         Ok(json!({}))
     }
 
-    fn run_migration(&self, command: Command) -> Result<Value, QmpError> {
+    fn run_migration(&self, command: MachineCommand) -> Result<Value, QmpError> {
         match command {
-            Command::Migrate(Migrate { uri, .. }) => {
+            MachineCommand::Migrate(Migrate { uri, .. }) => {
                 if !uri.starts_with("tcp:") && !uri.starts_with("unix:") {
                     return Err(QmpError::migration_protocol());
                 }
@@ -333,8 +340,8 @@ impl FakeMachine {
                     Some(FakeMigration { status, sent: 0, fail, endless });
                 Ok(json!({}))
             }
-            Command::MigrateIncoming(_) => Err(QmpError::not_incoming()),
-            Command::MigrateCancel => {
+            MachineCommand::MigrateIncoming(_) => Err(QmpError::not_incoming()),
+            MachineCommand::MigrateCancel => {
                 use MigrationStatus::{Active, Cancelling, Setup};
                 if let Some(m) = self.migration.borrow_mut().as_mut()
                     && matches!(m.status, Setup | Active)
@@ -344,8 +351,8 @@ impl FakeMachine {
                 }
                 Ok(json!({}))
             }
-            Command::QueryMigrate => command::reply(&self.migration_info()),
-            Command::MigrateSetParameters(new) => {
+            MachineCommand::QueryMigrate => command::reply(&self.migration_info()),
+            MachineCommand::MigrateSetParameters(new) => {
                 if new.downtime_limit.is_some_and(|ms| ms > MAX_DOWNTIME_LIMIT_MS) {
                     return Err(QmpError::downtime_limit());
                 }
@@ -354,8 +361,8 @@ impl FakeMachine {
                 parameters.downtime_limit = new.downtime_limit.or(parameters.downtime_limit);
                 Ok(json!({}))
             }
-            Command::QueryMigrateParameters => command::reply(&*self.parameters.borrow()),
-            Command::MigrateSetCapabilities(new) => {
+            MachineCommand::QueryMigrateParameters => command::reply(&*self.parameters.borrow()),
+            MachineCommand::MigrateSetCapabilities(new) => {
                 for c in new.capabilities {
                     if c.capability == MigrationCapability::Events {
                         self.send_migration_events.set(c.state);
@@ -363,7 +370,7 @@ impl FakeMachine {
                 }
                 Ok(json!({}))
             }
-            Command::QueryMigrateCapabilities => {
+            MachineCommand::QueryMigrateCapabilities => {
                 let all = MigrationCapability::ALL.iter().map(|c| MigrationCapabilityStatus {
                     capability: *c,
                     state: *c == MigrationCapability::Events && self.send_migration_events.get(),

@@ -86,7 +86,8 @@ struct Driver {
 impl Driver {
     fn new(listener: UnixListener, limits: Limits) -> Self {
         let machine = Rc::new(FakeMachine::default());
-        let (server, sockets) = (Server::new(limits), BTreeMap::new());
+        let (server, sockets) =
+            (Server::new(&ferry_api::interface::MACHINE, limits), BTreeMap::new());
         Driver { listener, server, sockets, machine, now: Duration::ZERO }
     }
 

@@ -1,16 +1,11 @@
 //! The control thread: it owns the machine and decides everything that happens to it.
 //!
-//! All sorts of things end up here as tasks of one executor: QMP commands ([`monitor`]), reports of the
-//! machine ([`guest`]), events of the block layer ([`events`]), requests of the migration thread. They
+//! All sorts of things end up here as tasks of one executor: QMP commands ([`execute`]), reports of the
+//! machine ([`guest`]), events of the block layer, requests of the migration thread. They
 //! take turns, so nothing here needs a lock; whoever waits for the disks waits in an `await`.
 
-mod blockdev;
-mod events;
 mod execute;
 mod guest;
-mod jobs;
-mod monitor;
-mod nodes;
 mod run_state;
 
 use std::cell::{Cell, RefCell};
@@ -19,9 +14,9 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferry_api::EventKind;
-use ferry_block::job::JobRegistry;
-use ferry_block::{BlockGraph, BlockHandle, Clock, Executor, Notify, Remote};
+use ferry_api::{EventKind, interface};
+use ferry_block::{BlockHandle, Clock, Executor, Notify, Remote};
+use ferry_storage::{Listener, Monitor, Signals, Storage};
 
 use crate::config::{Config, RunArgs};
 use crate::console::{Console, ConsoleEvent};
@@ -29,9 +24,6 @@ use crate::error::{Error, Result};
 use crate::exit::Ending;
 use crate::machine::{Machine, MachineParts};
 use crate::migrate::Migrations;
-use crate::signals::Signals;
-pub(crate) use events::signed;
-use monitor::{Listener, Monitor};
 pub(crate) use run_state::{Change, machine_error};
 
 thread_local! {
@@ -76,6 +68,8 @@ pub(crate) struct Control {
     console: Console,
     config: Config,
     monitor: Rc<Monitor>,
+    /// Carries out what is the disks' and not the machine's.
+    storage: Storage,
     ending: RefCell<Option<Ending>>,
     /// The end has come, or the right to change the run state is free.
     changed: Notify,
@@ -88,7 +82,8 @@ impl Control {
     fn new(executor: Executor, machine: Machine, console: Console, config: Config) -> Rc<Control> {
         let control = Rc::new_cyclic(|this: &Weak<Control>| Control {
             migrations: Migrations::new(config.incoming.is_some(), config.paused),
-            monitor: Monitor::new(executor.clone(), this.clone()),
+            monitor: Monitor::new(executor.clone(), &interface::MACHINE, this.clone()),
+            storage: Storage::new(machine.block()),
             executor,
             machine,
             console,
@@ -103,7 +98,9 @@ impl Control {
 
     /// Lets everything in that may act on the machine, then the guest run, unless told otherwise.
     async fn start(self: &Rc<Self>, signals: Signals, listener: Option<Listener>) -> Result<()> {
-        self.forward_block_events().await?;
+        let door = self.door();
+        let forward = move |event| door.post(|control| control.event(event));
+        self.storage.forward_events(forward).await?;
         let this = Rc::clone(self);
         self.console.start(
             &self.executor,
@@ -116,7 +113,7 @@ impl Control {
         drop(self.executor.spawn(async move {
             match signals.next(&this.executor).await {
                 Ok(name) => this.host_ends(Ending::Signal(name)),
-                Err(error) => tracing::error!("{}", error.line()),
+                Err(error) => tracing::error!("{error}"),
             }
         }));
         if let Some(listener) = listener {
@@ -150,16 +147,6 @@ impl Control {
     /// The disks' block graph.
     pub(crate) fn blocks(&self) -> BlockHandle {
         self.machine.block()
-    }
-
-    /// Connects the block layer's events with QMP's.
-    async fn forward_block_events(&self) -> Result<()> {
-        let door = self.door();
-        let forward = move |graph: BlockGraph| async move {
-            let sink = move |event| door.post(|control| control.event(events::of_block(event)));
-            JobRegistry::of(&graph).set_event_sink(Rc::new(sink));
-        };
-        Ok(self.blocks().call(forward).await?)
     }
 
     /// A door to this control for other threads.

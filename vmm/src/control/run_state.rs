@@ -10,7 +10,6 @@ use ferry_api::event::ShutdownData;
 use ferry_api::{EventKind, QmpError};
 
 use super::Control;
-use super::blockdev::qmp_error;
 use crate::error::{Error, Result};
 use crate::exit::Ending;
 use crate::lifecycle::RunState;
@@ -77,7 +76,8 @@ impl Control {
     async fn own_disks(&self) -> std::result::Result<(), QmpError> {
         let activate =
             |graph: ferry_block::BlockGraph| async move { graph.activate_all(None).await };
-        self.blocks().call(activate).await.and_then(|taken| taken).map_err(qmp_error)
+        let taken = self.blocks().call(activate).await.and_then(|taken| taken);
+        taken.map_err(|error| QmpError::generic(error.to_string()))
     }
 
     /// `quit`
@@ -157,7 +157,7 @@ impl Control {
     pub(super) async fn wind_up(self: &Rc<Self>, why: Ending) {
         self.migrations.cancel_for_the_end();
         let change = self.change().await;
-        self.cancel_jobs().await;
+        self.storage.cancel_jobs().await;
         if self.machine.run_state() == RunState::Running
             && let Err(error) = self.halt(&change, RunState::Paused).await
         {

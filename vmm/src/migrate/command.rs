@@ -11,9 +11,10 @@ use ferry_api::command::{
 };
 use ferry_migration::stats::{RamStats, Snapshot, Status};
 use ferry_migration::transport::Uri;
+use ferry_storage::signed;
 
 use super::qmp_status;
-use crate::control::{Control, machine_error, signed};
+use crate::control::{Control, machine_error};
 use crate::lifecycle::RunState;
 
 /// The capabilities that can be on. The others are known so that clients can switch them off.

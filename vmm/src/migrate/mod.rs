@@ -19,8 +19,9 @@ use ferry_migration::Session;
 use ferry_migration::session::Tuning;
 use ferry_migration::stats::Status;
 use ferry_migration::transport::{Listener, Uri};
+use ferry_storage::signed;
 
-use crate::control::{Change, Control, signed};
+use crate::control::{Change, Control};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exit::Ending;
 

@@ -1,4 +1,4 @@
-//! Signals as something to read: SIGINT, SIGTERM and SIGHUP end the guest in order.
+//! Signals as something to read: SIGINT, SIGTERM and SIGHUP end the process in order.
 
 #![expect(unsafe_code, reason = "signal masks and signalfd are system calls")]
 
@@ -20,8 +20,11 @@ pub struct Signals {
 
 impl Signals {
     /// Take the signals from here on. Call it before any thread is started: threads inherit the mask.
+    ///
+    /// # Errors
+    /// The host refuses.
     pub fn take() -> Result<Signals> {
-        Signals::take_all().map_err(|e| Error::host("take signals", e))
+        Signals::take_all().map_err(|e| Error::host("take signals", &e))
     }
 
     fn take_all() -> io::Result<Signals> {
@@ -51,10 +54,13 @@ impl Signals {
     }
 
     /// Wait for a signal; its name.
+    ///
+    /// # Errors
+    /// The descriptor cannot be waited for.
     pub async fn next(&self, executor: &Executor) -> Result<&'static str> {
         loop {
             let ready = executor.readable(self.fd.as_raw_fd()).await;
-            ready.map_err(|e| Error::host("wait for signals", e))?;
+            ready.map_err(|e| Error::host("wait for signals", &e))?;
             let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
             let len = size_of::<libc::signalfd_siginfo>();
             // SAFETY: the buffer has this length.

@@ -11,7 +11,7 @@ use ferry_block::job::{
 };
 
 /// The QMP event that says what `event` says.
-pub(super) fn of_block(event: BlockEvent) -> EventKind {
+pub(crate) fn of_block(event: BlockEvent) -> EventKind {
     match event {
         BlockEvent::JobStatusChange { id, status } => {
             EventKind::JobStatusChange(JobStatusChangeData { id, status: job_status(status) })
@@ -50,7 +50,7 @@ pub(super) fn of_block(event: BlockEvent) -> EventKind {
 }
 
 /// QMP's integers are signed; nothing of ours comes near the end of them.
-pub(crate) fn signed(value: u64) -> i64 {
+pub fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
@@ -64,7 +64,7 @@ fn job_data(report: BlockJobReport) -> BlockJobData {
     }
 }
 
-pub(super) fn job_kind(kind: JobKind) -> command::JobType {
+pub(crate) fn job_kind(kind: JobKind) -> command::JobType {
     match kind {
         JobKind::Mirror => command::JobType::Mirror,
         JobKind::Backup => command::JobType::Backup,
@@ -73,7 +73,7 @@ pub(super) fn job_kind(kind: JobKind) -> command::JobType {
     }
 }
 
-pub(super) fn job_status(status: JobStatus) -> command::JobStatus {
+pub(crate) fn job_status(status: JobStatus) -> command::JobStatus {
     match status {
         JobStatus::Created => command::JobStatus::Created,
         JobStatus::Running => command::JobStatus::Running,
@@ -88,7 +88,7 @@ pub(super) fn job_status(status: JobStatus) -> command::JobStatus {
     }
 }
 
-pub(super) fn io_status(status: IoStatus) -> command::IoStatus {
+pub(crate) fn io_status(status: IoStatus) -> command::IoStatus {
     match status {
         IoStatus::Ok => command::IoStatus::Ok,
         IoStatus::Failed => command::IoStatus::Failed,

@@ -1,6 +1,5 @@
 //! `query-block`, `query-named-block-nodes`, `query-blockstats`.
 
-use ferry_api::QmpError;
 use ferry_api::command::{
     self, BlockDeviceInfo, BlockDeviceStats, BlockDirtyInfo, BlockInfo, BlockStats,
     BlockdevCacheInfo, ImageInfo, IoStatus,
@@ -8,18 +7,17 @@ use ferry_api::command::{
 use ferry_block::bitmap::BitmapState;
 use ferry_block::{BackendKind, BlockBackend, BlockGraph, BlockNode, DetectZeroes, OpStats};
 
-use super::Control;
-use super::blockdev::qmp_error;
-use super::events::signed;
+use super::{Result, Storage, qmp_error};
+use crate::events::signed;
 
-impl Control {
+impl Storage {
     /// The guest's disks.
-    pub(super) async fn query_block(&self) -> Result<Vec<BlockInfo>, QmpError> {
+    pub(super) async fn query_block(&self) -> Result<Vec<BlockInfo>> {
         self.with_graph(|graph| devices(graph).iter().map(block_info).collect()).await
     }
 
     /// All nodes that have a name.
-    pub(super) async fn query_named_block_nodes(&self) -> Result<Vec<BlockDeviceInfo>, QmpError> {
+    pub(super) async fn query_named_block_nodes(&self) -> Result<Vec<BlockDeviceInfo>> {
         self.with_graph(|graph| {
             graph.nodes().iter().filter(|n| is_named(n)).map(node_info).collect()
         })
@@ -27,7 +25,7 @@ impl Control {
     }
 
     /// Counters of devices, or of nodes.
-    pub(super) async fn query_blockstats(&self, nodes: bool) -> Result<Vec<BlockStats>, QmpError> {
+    pub(super) async fn query_blockstats(&self, nodes: bool) -> Result<Vec<BlockStats>> {
         self.with_graph(move |graph| {
             if nodes {
                 graph.nodes().iter().map(node_stats).collect()
@@ -41,8 +39,8 @@ impl Control {
     async fn with_graph<R: Send + 'static>(
         &self,
         look: impl FnOnce(&BlockGraph) -> R + Send + 'static,
-    ) -> Result<R, QmpError> {
-        self.blocks().call(|graph| async move { look(&graph) }).await.map_err(qmp_error)
+    ) -> Result<R> {
+        self.blocks.call(|graph| async move { look(&graph) }).await.map_err(qmp_error)
     }
 }
 

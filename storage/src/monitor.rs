@@ -10,10 +10,10 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use ferry_api::qmp::{ClientId, Limits, Server, SessionAction};
-use ferry_api::{Controller, Event, EventKind, Timestamp};
+use ferry_api::{Controller, Event, EventKind, Interface, Timestamp};
 use ferry_block::{Executor, Notify};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// How long the last replies may take to leave when the process ends.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -21,7 +21,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const CHUNK: usize = 8192;
 
 /// All QMP clients of this process.
-pub(crate) struct Monitor {
+pub struct Monitor {
     executor: Executor,
     server: RefCell<Server>,
     /// Output, room for input, or an end: every loop looks again.
@@ -30,19 +30,22 @@ pub(crate) struct Monitor {
 }
 
 /// The listening socket; its file goes away with it.
-pub(crate) struct Listener {
+pub struct Listener {
     socket: UnixListener,
     path: PathBuf,
 }
 
 impl Listener {
     /// Listens at `path`. A socket that a process left behind is replaced, one in use is not.
-    pub(crate) fn bind(path: &Path) -> Result<Listener> {
+    ///
+    /// # Errors
+    /// The path is in use or cannot be made.
+    pub fn bind(path: &Path) -> Result<Listener> {
         let name = path.display();
         if UnixStream::connect(path).is_ok() {
-            return Err(Error::config(format!(
-                "--qmp {name}: another process listens there; choose another path"
-            )));
+            let context =
+                format!("--qmp {name}: another process listens there; choose another path");
+            return Err(Error::new(ErrorKind::Config, context));
         }
         let is_socket = |path: &Path| {
             use std::os::unix::fs::FileTypeExt;
@@ -50,13 +53,13 @@ impl Listener {
         };
         if is_socket(path) {
             std::fs::remove_file(path)
-                .map_err(|e| Error::host(&format!("replace the socket {name}"), e))?;
+                .map_err(|e| Error::host(&format!("replace the socket {name}"), &e))?;
         }
         let socket = UnixListener::bind(path)
-            .map_err(|e| Error::host(&format!("listen for QMP clients at {name}"), e))?;
+            .map_err(|e| Error::host(&format!("listen for QMP clients at {name}"), &e))?;
         socket
             .set_nonblocking(true)
-            .map_err(|e| Error::host(&format!("listen for QMP clients at {name}"), e))?;
+            .map_err(|e| Error::host(&format!("listen for QMP clients at {name}"), &e))?;
         Ok(Listener { socket, path: path.to_owned() })
     }
 }
@@ -70,18 +73,22 @@ impl Drop for Listener {
 }
 
 impl Monitor {
-    /// A monitor without clients whose commands go to `controller`.
-    pub(crate) fn new(executor: Executor, controller: Weak<dyn Controller>) -> Rc<Monitor> {
+    /// A monitor without clients. The commands of `interface` go to `controller`.
+    pub fn new(
+        executor: Executor,
+        interface: &'static Interface,
+        controller: Weak<dyn Controller>,
+    ) -> Rc<Monitor> {
         Rc::new(Monitor {
             executor,
-            server: RefCell::new(Server::new(Limits::default())),
+            server: RefCell::new(Server::new(interface, Limits::default())),
             changed: Notify::new(),
             controller,
         })
     }
 
     /// Takes connections as long as the process lives.
-    pub(crate) fn listen(self: &Rc<Self>, listener: Listener) {
+    pub fn listen(self: &Rc<Self>, listener: Listener) {
         let this = Rc::clone(self);
         drop(self.executor.spawn(async move {
             loop {
@@ -106,7 +113,7 @@ impl Monitor {
     }
 
     /// Tells every client, now or when the event's rate allows it.
-    pub(crate) fn event(self: &Rc<Self>, kind: EventKind) {
+    pub fn event(self: &Rc<Self>, kind: EventKind) {
         let event = Event::new(kind, Timestamp::now());
         let had_tick = self.server.borrow().next_tick().is_some();
         self.server.borrow_mut().event(event, self.now());
@@ -118,7 +125,7 @@ impl Monitor {
     }
 
     /// Waits until all clients have what they were sent, but not for clients that do not read.
-    pub(crate) async fn say_goodbye(&self) {
+    pub async fn say_goodbye(&self) {
         let deadline = self.now() + FAREWELL;
         let waits = || self.server.borrow().needing_attention().next().is_some();
         while waits() && self.now() < deadline {

@@ -1,19 +1,16 @@
 //! Jobs by QMP: `blockdev-mirror`, the verbs and the queries.
 
-use std::rc::Rc;
-
 use ferry_api::QmpError;
 use ferry_api::command::{
     self, BlockJobInfo, BlockdevMirror, JobInfo as QmpJobInfo, MirrorCopyMode, MirrorSyncMode,
 };
+use ferry_block::BlockGraph;
 use ferry_block::job::mirror::{self, CopyMode, MirrorOptions, SyncMode};
 use ferry_block::job::registry::JobRef;
 use ferry_block::job::{JobInfo, JobRegistry, OnError};
-use ferry_block::{BlockGraph, Result};
 
-use super::Control;
-use super::blockdev::qmp_error;
-use super::events::{io_status, job_kind, job_status, signed};
+use super::{Result, Storage, qmp_error};
+use crate::events::{io_status, job_kind, job_status, signed};
 
 /// What a client wants of a job.
 #[derive(Debug, Clone, Copy)]
@@ -41,31 +38,23 @@ pub(super) enum Family {
     BlockJob,
 }
 
-impl Control {
+impl Storage {
     /// Starts a mirror; it is running on return.
-    pub(super) async fn mirror(
-        &self,
-        arguments: BlockdevMirror,
-    ) -> std::result::Result<(), QmpError> {
+    pub(super) async fn mirror(&self, arguments: BlockdevMirror) -> Result<()> {
         let options = mirror_options(arguments);
         let start =
             |graph: BlockGraph| async move { mirror::start(&graph, options).await.map(drop) };
-        self.blocks().call(start).await.and_then(|started| started).map_err(qmp_error)
+        self.on_graph(start).await
     }
 
     /// Gives a job a verb.
-    pub(super) async fn job_verb(
-        &self,
-        family: Family,
-        id: String,
-        verb: Verb,
-    ) -> std::result::Result<(), QmpError> {
+    pub(super) async fn job_verb(&self, family: Family, id: String, verb: Verb) -> Result<()> {
         let name = id.clone();
         let call = move |graph: BlockGraph| async move {
             let Ok(job) = JobRegistry::of(&graph).find(&id) else { return Ok(false) };
             apply(&job, verb).await.map(|()| true)
         };
-        let found = self.blocks().call(call).await.and_then(|done| done).map_err(qmp_error)?;
+        let found = self.on_graph(call).await?;
         match (found, family) {
             (true, _) => Ok(()),
             (false, Family::Job) => Err(QmpError::job_not_found()),
@@ -74,13 +63,13 @@ impl Control {
     }
 
     /// All jobs of the graph, oldest first.
-    async fn list_jobs(&self) -> std::result::Result<Vec<JobInfo>, QmpError> {
+    async fn list_jobs(&self) -> Result<Vec<JobInfo>> {
         let list = |graph: BlockGraph| async move { JobRegistry::of(&graph).query_jobs() };
-        self.blocks().call(list).await.map_err(qmp_error)
+        self.blocks.call(list).await.map_err(qmp_error)
     }
 
     /// `query-jobs`
-    pub(super) async fn query_jobs(&self) -> std::result::Result<Vec<QmpJobInfo>, QmpError> {
+    pub(super) async fn query_jobs(&self) -> Result<Vec<QmpJobInfo>> {
         let jobs = self.list_jobs().await?.into_iter().map(|job| QmpJobInfo {
             id: job.id,
             kind: job_kind(job.kind),
@@ -93,9 +82,7 @@ impl Control {
     }
 
     /// `query-block-jobs`
-    pub(super) async fn query_block_jobs(
-        &self,
-    ) -> std::result::Result<Vec<BlockJobInfo>, QmpError> {
+    pub(super) async fn query_block_jobs(&self) -> Result<Vec<BlockJobInfo>> {
         let jobs = self.list_jobs().await?.into_iter().map(|job| BlockJobInfo {
             kind: job_kind(job.kind),
             device: job.id,
@@ -116,15 +103,15 @@ impl Control {
     }
 
     /// Cancels every job and waits for their ends: what `quit` does first.
-    pub(super) async fn cancel_jobs(self: &Rc<Self>) {
+    pub async fn cancel_jobs(&self) {
         let cancel = |graph: BlockGraph| async move { JobRegistry::of(&graph).cancel_all().await };
-        if let Err(error) = self.blocks().call(cancel).await {
+        if let Err(error) = self.blocks.call(cancel).await {
             tracing::error!("{error}");
         }
     }
 }
 
-async fn apply(job: &JobRef, verb: Verb) -> Result<()> {
+async fn apply(job: &JobRef, verb: Verb) -> ferry_block::Result<()> {
     match verb {
         Verb::Pause => job.pause().await,
         Verb::Resume => job.resume(),

@@ -1,0 +1,124 @@
+//! Every block command of QMP and the function that carries it out.
+
+mod blockdev;
+mod job;
+mod query;
+
+use ferry_api::command::{
+    BlockCommand, BlockJobCancel, BlockJobDevice, BlockJobSetSpeed, JobId, reply,
+};
+use ferry_api::schema::Empty;
+use ferry_api::{EventKind, QmpError};
+use ferry_block::job::JobRegistry;
+use ferry_block::{BlockGraph, BlockHandle, Error};
+use serde_json::Value;
+
+use crate::events;
+use job::{Family, Verb};
+
+type Result<T> = std::result::Result<T, QmpError>;
+
+/// The block layer as QMP clients see it. Everything happens on the graph's own thread.
+#[derive(Clone)]
+pub struct Storage {
+    blocks: BlockHandle,
+}
+
+impl Storage {
+    /// Takes commands for the graph behind `blocks`.
+    pub fn new(blocks: BlockHandle) -> Storage {
+        Storage { blocks }
+    }
+
+    /// Gives `sink` every event of the graph from now on, on the graph's thread.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub async fn forward_events(
+        &self,
+        sink: impl Fn(EventKind) + Send + 'static,
+    ) -> ferry_block::Result<()> {
+        let forward = move |graph: BlockGraph| async move {
+            let sink = move |event| sink(events::of_block(event));
+            JobRegistry::of(&graph).set_event_sink(std::rc::Rc::new(sink));
+        };
+        self.blocks.call(forward).await
+    }
+
+    /// Carries `command` out and gives what it returns.
+    ///
+    /// # Errors
+    /// What the client shall get.
+    pub async fn execute(&self, command: BlockCommand) -> Result<Value> {
+        match command {
+            BlockCommand::QueryBlock => reply(&self.query_block().await?),
+            BlockCommand::QueryNamedBlockNodes(_) => reply(&self.query_named_block_nodes().await?),
+            BlockCommand::QueryBlockstats(arguments) => {
+                let nodes = arguments.query_nodes.unwrap_or(false);
+                reply(&self.query_blockstats(nodes).await?)
+            }
+            BlockCommand::QueryJobs => reply(&self.query_jobs().await?),
+            BlockCommand::QueryBlockJobs => reply(&self.query_block_jobs().await?),
+            command => {
+                self.act(command).await?;
+                reply(&Empty {})
+            }
+        }
+    }
+
+    /// The commands that return nothing.
+    async fn act(&self, command: BlockCommand) -> Result<()> {
+        match command {
+            BlockCommand::BlockdevAdd(options) => self.blockdev_add(options).await,
+            BlockCommand::BlockdevDel(arguments) => self.blockdev_del(arguments).await,
+            BlockCommand::BlockdevMirror(arguments) => self.mirror(arguments).await,
+            command => self.act_on_job(command).await,
+        }
+    }
+
+    async fn act_on_job(&self, command: BlockCommand) -> Result<()> {
+        let (family, id, verb) = match command {
+            BlockCommand::BlockJobComplete(BlockJobDevice { device }) => {
+                (Family::BlockJob, device, Verb::Complete)
+            }
+            BlockCommand::BlockJobPause(BlockJobDevice { device }) => {
+                (Family::BlockJob, device, Verb::Pause)
+            }
+            BlockCommand::BlockJobResume(BlockJobDevice { device }) => {
+                (Family::BlockJob, device, Verb::Resume)
+            }
+            BlockCommand::BlockJobCancel(BlockJobCancel { device, force }) => {
+                let force = force.unwrap_or(false);
+                (Family::BlockJob, device, Verb::CancelBlockJob { force })
+            }
+            BlockCommand::BlockJobSetSpeed(BlockJobSetSpeed { device, speed }) => {
+                (Family::BlockJob, device, Verb::SetSpeed(speed))
+            }
+            BlockCommand::BlockJobFinalize(JobId { id }) => (Family::BlockJob, id, Verb::Finalize),
+            BlockCommand::BlockJobDismiss(JobId { id }) => (Family::BlockJob, id, Verb::Dismiss),
+            BlockCommand::JobPause(JobId { id }) => (Family::Job, id, Verb::Pause),
+            BlockCommand::JobResume(JobId { id }) => (Family::Job, id, Verb::Resume),
+            BlockCommand::JobCancel(JobId { id }) => (Family::Job, id, Verb::Cancel),
+            BlockCommand::JobComplete(JobId { id }) => (Family::Job, id, Verb::Complete),
+            BlockCommand::JobFinalize(JobId { id }) => (Family::Job, id, Verb::Finalize),
+            BlockCommand::JobDismiss(JobId { id }) => (Family::Job, id, Verb::Dismiss),
+            other => return Err(QmpError::command_not_found(other.name())),
+        };
+        self.job_verb(family, id, verb).await
+    }
+
+    /// Runs `call` on the graph's thread, with its error as a client reads it.
+    async fn on_graph<R, F, Fut>(&self, call: F) -> Result<R>
+    where
+        R: Send + 'static,
+        F: FnOnce(BlockGraph) -> Fut + Send + 'static,
+        Fut: Future<Output = ferry_block::Result<R>> + 'static,
+    {
+        self.blocks.call(call).await.and_then(|done| done).map_err(qmp_error)
+    }
+}
+
+/// What a client reads of an error of the block layer.
+fn qmp_error(error: Error) -> QmpError {
+    QmpError::generic(error.to_string())
+}
