@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::console::{Console, Line};
 use crate::linux::{self, Kernel};
@@ -53,8 +53,17 @@ pub fn run(words: &[&str], limit: Duration, hear: &mut dyn FnMut(&Line)) -> Resu
     child.wait()?;
     match outcome? {
         Ok(()) => Ok(()),
-        Err(why) => bail!("{why}; it said:\n{}", console.text()),
+        Err(why) => bail!("{}", account(&why, &console)),
     }
+}
+
+/// Why a scenario failed, and what it said on the way; how far it was at each moment is for those who
+/// watch it, and would bury the rest.
+fn account(why: &str, console: &Console) -> String {
+    let lines = console.lines();
+    let told = lines.iter().map(|line| line.text.as_str());
+    let told: Vec<&str> = told.filter(|line| !line.starts_with("PROGRESS ")).collect();
+    format!("it said:\n{}\n{why}", told.join("\n"))
 }
 
 /// What the last line of a scenario says about it.
@@ -135,5 +144,5 @@ pub fn run_here(words: &[&str], limit: Duration, hear: &mut dyn FnMut(&Line)) ->
     });
     child.kill().ok();
     child.wait()?;
-    outcome?.map_err(|why| anyhow::anyhow!("{why}; it said:\n{}", console.text()))
+    outcome?.map_err(|why| anyhow!("{}", account(&why, &console)))
 }

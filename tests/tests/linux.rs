@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ferry_tests::console::Line;
 use ferry_tests::need::{self, Need, QEMU};
 use ferry_tests::scenario;
 
@@ -10,7 +11,13 @@ const NEEDS: [Need; 3] =
 const LIMIT: Duration = Duration::from_secs(300);
 
 fn scenario(words: &'static [&'static str]) {
-    need::test(&NEEDS, || scenario::run(words, LIMIT, &mut |line| eprintln!("{}", line.text)));
+    // Each line as it comes, for whoever watches; how far a step is says nothing afterwards.
+    let tell = |line: &Line| {
+        if !line.text.starts_with("PROGRESS ") {
+            eprintln!("{}", line.text);
+        }
+    };
+    need::test(&NEEDS, || scenario::run(words, LIMIT, &mut { tell }));
 }
 
 #[test]
