@@ -3,11 +3,12 @@
 //! Every wait (connect, accept, read, write) also listens to the migration's [`Canceller`] and has a
 //! time limit, so neither a full pipe nor a peer that hangs can keep a cancel from working.
 
+mod socket_file;
+
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use crate::cancel::Canceller;
 use crate::clock::now;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{self, Address, Piece, PieceMut, Want, Woken};
+
+pub use socket_file::SocketFile;
 
 /// Longest wait for a connection to come about.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -136,7 +139,7 @@ pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
     /// Unix; the socket file is removed when the listener goes.
-    Unix(UnixListener, PathBuf),
+    Unix(SocketFile),
 }
 
 impl Listener {
@@ -152,14 +155,11 @@ impl Listener {
                 };
                 Listener::Tcp(TcpListener::bind(addresses.as_slice()).map_err(failed)?)
             }
-            Uri::Unix(path) => {
-                remove_stale(path);
-                Listener::Unix(UnixListener::bind(path).map_err(failed)?, path.clone())
-            }
+            Uri::Unix(path) => Listener::Unix(SocketFile::listen(path).map_err(failed)?),
         };
         match &listener {
             Listener::Tcp(l) => l.set_nonblocking(true),
-            Listener::Unix(l, _) => l.set_nonblocking(true),
+            Listener::Unix(l) => l.socket().set_nonblocking(true),
         }
         .map_err(failed)?;
         Ok(listener)
@@ -173,7 +173,7 @@ impl Listener {
                     l.local_addr().map_err(|e| Error::io("asking for the own address", e))?;
                 Ok(Uri::Tcp { host: address.ip().to_string(), port: address.port() })
             }
-            Listener::Unix(_, path) => Ok(Uri::Unix(path.clone())),
+            Listener::Unix(l) => Ok(Uri::Unix(l.path().to_owned())),
         }
     }
 
@@ -182,7 +182,7 @@ impl Listener {
         loop {
             let accepted = match self {
                 Listener::Tcp(l) => l.accept().map(|(s, _peer)| OwnedFd::from(s)),
-                Listener::Unix(l, _) => l.accept().map(|(s, _peer)| OwnedFd::from(s)),
+                Listener::Unix(l) => l.socket().accept().map(|(s, _peer)| OwnedFd::from(s)),
             };
             match accepted {
                 Ok(fd) => {
@@ -207,25 +207,8 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Listener::Tcp(l) => l.as_fd(),
-            Listener::Unix(l, _) => l.as_fd(),
+            Listener::Unix(l) => l.socket().as_fd(),
         }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Listener::Unix(_, path) = self {
-            remove_stale(path);
-        }
-    }
-}
-
-/// Removes a socket file, and only a socket: a mistyped path must not cost anybody a file.
-fn remove_stale(path: &Path) {
-    use std::os::unix::fs::FileTypeExt;
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    if is_socket && let Err(error) = std::fs::remove_file(path) {
-        tracing::debug!("removing {}: {error}", path.display());
     }
 }
 

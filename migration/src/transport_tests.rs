@@ -70,6 +70,32 @@ fn a_stale_socket_is_replaced_and_a_file_is_not() {
 }
 
 #[test]
+fn a_listener_that_goes_leaves_its_successor_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let uri = Uri::Unix(path.clone());
+    let first = Listener::bind(&uri).unwrap();
+    let second = Listener::bind(&uri).unwrap();
+    drop(first);
+    let cancel = Canceller::new().unwrap();
+    let caller = connect(&uri, &cancel).unwrap();
+    second.accept(&cancel).unwrap();
+    drop((caller, second));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_socket_whose_name_just_fits_is_listened_on() {
+    let dir = tempfile::tempdir().unwrap();
+    // sun_path holds 108 bytes, one of them the end.
+    let name = "s".repeat(107 - dir.path().as_os_str().len() - 1);
+    let listener = Listener::bind(&Uri::Unix(dir.path().join(&name))).unwrap();
+    assert!(dir.path().join(name).exists());
+    drop(listener);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn tcp_answers_do_not_wait_for_more() {
     let listener = Listener::bind(&Uri::parse("tcp:127.0.0.1:0").unwrap()).unwrap();
     let cancel = Canceller::new().unwrap();

@@ -29,11 +29,13 @@ pub(super) struct Dest {
 }
 
 /// Waits for a guest and takes it in; blocks until it is here or certainly not. Returns why not.
-pub(super) fn receive(listener: &Listener, machine: &mut Dest, session: &Session) -> Option<Error> {
+pub(super) fn receive(listener: Listener, machine: &mut Dest, session: &Session) -> Option<Error> {
     let stream = match listener.accept(&session.canceller) {
         Ok(stream) => stream,
         Err(error) => return Some(error),
     };
+    // There is one guest to take in: nobody else shall wait for an answer, and the address is free again.
+    drop(listener);
     let (end, error) = run(stream, machine, session);
     match (end, error) {
         (ferry_migration::dest::End::Arrived, None) => tracing::info!("the guest has arrived"),

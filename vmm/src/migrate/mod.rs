@@ -105,7 +105,7 @@ impl Control {
         let mut machine = dest::Dest::new(self)?;
         let door = self.door();
         start_thread("migrate-in", move || {
-            let failed = dest::receive(&listener, &mut machine, &session);
+            let failed = dest::receive(listener, &mut machine, &session);
             door.post(move |control| {
                 control.migrations.listening.replace(None);
                 if let Some(error) = failed {
