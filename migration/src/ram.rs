@@ -2,9 +2,9 @@
 //!
 //! Pages are numbered through all regions; [`RamMap`] knows which number is where. A round sends every
 //! page of a [`PageBitmap`], in runs of consecutive pages that go from guest memory into the socket
-//! and from the socket into guest memory without a copy in between. The guest may change a page while
-//! it is being sent: the dirty log then names it again and a later round sends it again. That is also
-//! why page contents carry no checksum: nobody could compute one that holds.
+//! and from the socket into guest memory without a copy in between. The guest may change a page while it
+//! is being sent: the dirty log then names it again and a later round sends it again. The checksum that
+//! goes with every page may therefore fail to hold for a while, but not for the page's last sending.
 //!
 //! Pages of zeros are not sent, because the destination's memory starts as zeros; only a page that
 //! was sent with something in it and is zero now is named in a frame of its own.

@@ -43,7 +43,8 @@
 //! | 4 | CRC-32 of the 16 bytes before it: a damaged length must not have us wait for what never comes |
 //!
 //! then the body, then the payload. The payload of Pages is memory that the guest may change while it is
-//! sent, so no checksum can cover it; TCP's does. Everything that says where it goes is covered.
+//! sent, so its checksums, one per page in the body, may not hold; then the page comes again in a later round.
+//! Once the guest is stopped they must hold: a page whose last sum does not ends the migration.
 //!
 //! Nothing is allocated for a frame before its length has been compared with the limit of its kind. A
 //! frame of an unknown kind, with a flag, on an unknown channel, or going the wrong way ends the migration.
@@ -58,7 +59,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::{PRELUDE_LEN, Prelude};
-use crate::ram::GuestSlice;
+use crate::ram::{GuestSlice, PAGE_SIZE};
 use crate::state::{MAX_INSTANCE_LEN, MAX_KIND_LEN, MAX_PAYLOAD_LEN};
 use crate::sys::{Piece, PieceMut};
 use crate::transport::Stream;
@@ -67,10 +68,15 @@ use crate::transport::Stream;
 pub const HEADER_LEN: usize = 20;
 /// Most bytes of page contents in one frame.
 pub const MAX_PAGES_LEN: u32 = 4 << 20;
+/// Most pages in one frame.
+const MAX_PAGES: usize = 1 << 10;
+const _: () = assert!(MAX_PAGES as u64 * PAGE_SIZE == MAX_PAGES_LEN as u64);
 /// Most runs in one Pages or ZeroPages frame: with header and body as many pieces as one call takes.
 pub const MAX_RUNS: usize = 1000;
 /// Bytes of one run in a frame body.
 pub const RUN_LEN: usize = 12;
+/// Bytes of one page's checksum (CRC-32) in the body of a Pages frame.
+pub const SUM_LEN: usize = 4;
 /// Longest text of a Failed, Refused or Cancel frame; what is longer is cut.
 pub const MAX_TEXT_LEN: usize = 16 << 10;
 
@@ -80,7 +86,8 @@ pub const MAX_TEXT_LEN: usize = 16 << 10;
 pub enum Kind {
     /// The source's [`Facts`](crate::handshake::Facts), CBOR.
     Facts = 0x01,
-    /// Runs of pages (first page 8 bytes, count 4 bytes each); the payload is their contents.
+    /// Runs of pages (first page 8 bytes, count 4 bytes each), then the checksum of each page; the payload is
+    /// their contents.
     Pages = 0x02,
     /// Runs of pages that hold zeros now.
     ZeroPages = 0x03,
@@ -135,7 +142,8 @@ impl Kind {
     pub fn body_limit(self) -> usize {
         match self {
             Kind::Facts | Kind::Welcome => 1 << 20,
-            Kind::Pages | Kind::ZeroPages => MAX_RUNS * RUN_LEN,
+            Kind::Pages => MAX_RUNS * RUN_LEN + MAX_PAGES * SUM_LEN,
+            Kind::ZeroPages => MAX_RUNS * RUN_LEN,
             // One section of the greatest size always fits.
             Kind::State => MAX_PAYLOAD_LEN + MAX_KIND_LEN + MAX_INSTANCE_LEN + 64,
             Kind::RoundEnd | Kind::RoundDone => 8,

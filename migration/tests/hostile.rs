@@ -40,6 +40,12 @@ fn runs(list: &[(u64, u32)]) -> Vec<u8> {
         .collect()
 }
 
+/// A Pages frame as an honest source writes it: each of its pages holds `page`, and has its checksum.
+fn pages(list: &[(u64, u32)], count: usize, page: &[u8; 4096]) -> Vec<u8> {
+    let sums = crc32fast::hash(page).to_le_bytes().repeat(count);
+    frame(Kind::Pages as u8, &[runs(list), sums].concat(), &page.repeat(count))
+}
+
 fn machine() -> FakeSource {
     FakeSource::new(FakeRam::new(64, 64), true)
 }
@@ -87,13 +93,37 @@ fn pages_land_where_they_belong_and_nowhere_else() {
         (&[(5, 1), (5, 1)], 2, "not in ascending order"),
         (&[(5, 1)], 2, "names 4096 bytes and carries 8192"),
     ];
-    for (list, pages, expected) in cases {
-        let payload = page.repeat(pages);
-        let (end, text, guest) = attack(frame(Kind::Pages as u8, &runs(list), &payload));
+    for (list, count, expected) in cases {
+        let (end, text, guest) = attack(pages(list, count, &page));
         assert_eq!(end, dest::End::Failed);
         assert!(text.contains(expected), "{list:?}: {text}");
         let landed = expected.contains("closed");
         assert_eq!(guest.ram.is_zero(), !landed, "{list:?}");
+    }
+}
+
+#[test]
+fn a_page_that_does_not_arrive_as_it_was_sent_must_come_again() {
+    let page = [7; 4096];
+    let honest = pages(&[(3, 1)], 1, &page);
+    let mut damaged = honest.clone();
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    // In CBOR: {"sections": 0, "guest_running": true}.
+    let end = frame(Kind::StateEnd as u8, b"\xa2\x68sections\x00\x6dguest_running\xf5", &[]);
+    let zero = frame(Kind::ZeroPages as u8, &runs(&[(3, 1)]), &[]);
+    let noticed = "1 pages of guest memory did not arrive as they were sent, the first at 0x3000";
+    // Without it the machine is loaded, and misses its own state.
+    for (bytes, expected) in [
+        (vec![honest.clone(), end.clone()], ""),
+        (vec![damaged.clone(), end.clone()], noticed),
+        (vec![honest.clone(), damaged.clone(), end.clone()], noticed),
+        (vec![damaged.clone(), honest, end.clone()], ""),
+        (vec![damaged, zero, end], ""),
+    ] {
+        let (_, text, _) = attack(bytes.concat());
+        assert_eq!(text.contains("did not arrive"), !expected.is_empty(), "{text}");
+        assert!(text.contains(expected), "{text}");
     }
 }
 
@@ -108,6 +138,7 @@ fn frames_out_of_turn_are_refused() {
         (frame(Kind::StateEnd as u8, &[0xff], &[]), "StateEnd message makes no sense"),
         (frame(Kind::State as u8, &[1, 0], &[]), "section is cut short"),
         (frame(Kind::Pages as u8, &[1, 2, 3], &[]), "not a list of page runs"),
+        (frame(Kind::Pages as u8, &[1, 2, 3], &[0; 4096]), "more pages than checksums"),
         (frame(Kind::Cancel as u8, b"no\nmore", &[]), "the source gave up: no more"),
         (frame(0x55, &[], &[]), "unknown kind 0x55"),
     ] {
@@ -145,9 +176,12 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
             .chunks_exact(12)
             .map(|r| u32::from_le_bytes(r[8..].try_into().unwrap()).min(64) as usize)
             .sum();
+        if kind != Kind::Pages as u8 {
+            return frame(kind, &body, &[]);
+        }
         let pages = if fitting { named } else { pages };
-        let payload = if kind == Kind::Pages as u8 { vec![9; pages * 4096] } else { vec![] };
-        frame(kind, &body, &payload)
+        let sums = vec![fitting.into(); pages * 4];
+        frame(kind, &[body, sums].concat(), &vec![9; pages * 4096])
     })
 }
 

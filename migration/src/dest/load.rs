@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::messages::{self, StateEnd};
-use crate::ram::{PAGE_SIZE, RamMap, receive};
+use crate::ram::receive::Receiver;
+use crate::ram::{PAGE_SIZE, RamMap};
 use crate::session::Session;
 use crate::state::Sections;
 use crate::stats::RamStats;
@@ -24,7 +25,7 @@ pub(super) struct Loaded {
 /// Receives one guest.
 #[derive(Debug)]
 pub(super) struct Loader<'a> {
-    map: &'a RamMap,
+    ram: Receiver<'a>,
     session: &'a Session,
     sections: Sections,
     round: u64,
@@ -36,7 +37,7 @@ impl<'a> Loader<'a> {
             s.ram =
                 Some(RamStats { total: map.bytes(), page_size: PAGE_SIZE, ..RamStats::default() });
         });
-        Loader { map, session, sections: Sections::new(), round: 0 }
+        Loader { ram: Receiver::new(map), session, sections: Sections::new(), round: 0 }
     }
 
     /// Receives until everything is there.
@@ -59,7 +60,7 @@ impl<'a> Loader<'a> {
     }
 
     fn pages(&mut self, framed: &mut Framed, frame: &Frame) -> Result<()> {
-        let pages = receive::pages(framed, self.map, frame, PATIENCE)?;
+        let pages = self.ram.pages(framed, frame, PATIENCE)?;
         let bytes = (HEADER_LEN + frame.body.len()) as u64 + u64::from(frame.payload_len);
         self.count(bytes, |ram| {
             ram.normal += pages;
@@ -69,7 +70,7 @@ impl<'a> Loader<'a> {
     }
 
     fn zero_pages(&mut self, frame: &Frame) -> Result<()> {
-        let pages = receive::zero_pages(self.map, frame)?;
+        let pages = self.ram.zero_pages(frame)?;
         self.count((HEADER_LEN + frame.body.len()) as u64, |ram| ram.duplicate += pages);
         Ok(())
     }
@@ -89,6 +90,7 @@ impl<'a> Loader<'a> {
     }
 
     fn state_end(self, frame: &Frame) -> Result<Loaded> {
+        self.ram.check()?;
         let end: StateEnd = messages::decode("StateEnd", &frame.body)?;
         if end.sections != self.sections.len() as u64 {
             return Err(Error::corrupt(format!(

@@ -180,6 +180,17 @@ impl RamMap {
         Ok(GuestSlice { start, len, _map: PhantomData })
     }
 
+    /// Checksum of a page as it is now.
+    pub(crate) fn page_sum(&self, page: u64) -> Result<u32> {
+        Ok(self.slice(PageRun { first: page, count: 1 })?.sum())
+    }
+
+    /// Guest address of a page.
+    pub(crate) fn address_of(&self, page: u64) -> Option<u64> {
+        let region = self.region_of(page)?;
+        Some(region.region.start + (page - region.first_page) * PAGE_SIZE)
+    }
+
     fn region_of(&self, page: u64) -> Option<&Region> {
         let at = self.regions.partition_point(|r| r.first_page <= page);
         let region = self.regions.get(at.checked_sub(1)?)?;
@@ -202,6 +213,8 @@ pub(crate) struct GuestSlice<'a> {
     _map: PhantomData<&'a RamMap>,
 }
 
+/// 64-bit words of a page.
+const PAGE_WORDS: usize = 512;
 /// 64-bit words looked at together: enough to keep the load units busy, few enough to leave early.
 const WORDS_AT_ONCE: usize = 8;
 
@@ -231,6 +244,20 @@ impl GuestSlice<'_> {
             at += WORDS_AT_ONCE;
         }
         true
+    }
+
+    /// CRC-32 of the bytes at the moment they are looked at.
+    pub(crate) fn sum(&self) -> u32 {
+        // The guest may change them meanwhile, so the sum is taken of copies of a page's size.
+        let mut copy = [[0; 8]; PAGE_WORDS];
+        let mut sum = crc32fast::Hasher::new();
+        for page in 0..self.len / 8 / PAGE_WORDS {
+            for (index, word) in copy.iter_mut().enumerate() {
+                *word = self.word(page * PAGE_WORDS + index).load(Ordering::Relaxed).to_ne_bytes();
+            }
+            sum.update(copy.as_flattened());
+        }
+        sum.finalize()
     }
 
     /// Writes zeros, where there is anything else: a page never touched stays so.

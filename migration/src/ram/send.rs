@@ -40,7 +40,10 @@ pub(crate) struct Sender {
 /// Runs collected for one frame.
 #[derive(Debug, Default)]
 struct Batch<'a> {
-    body: Vec<u8>,
+    /// The runs, as they go into the frame's body.
+    runs: Vec<u8>,
+    /// The checksums of the pages that are sent whole, behind the runs.
+    sums: Vec<u8>,
     slices: Vec<GuestSlice<'a>>,
     bytes: u64,
 }
@@ -74,7 +77,7 @@ impl Sender {
                         sent.normal += part.count;
                         self.filled.set_run(part);
                         full.push(part);
-                        full.slices.push(map.slice(part)?);
+                        full.contents(&map, part)?;
                     }
                     if full.is_full() || zero.is_full() {
                         sent.bytes += full.flush(framed, Kind::Pages)?;
@@ -124,32 +127,43 @@ impl Sender {
     }
 }
 
-impl Batch<'_> {
+impl<'a> Batch<'a> {
+    /// Adds what the pages of a run hold. The guest may change a page between the sum and the sending;
+    /// the dirty log then names it, and it is sent again.
+    fn contents(&mut self, map: &'a RamMap, run: PageRun) -> Result<()> {
+        for page in run.first..run.end() {
+            self.sums.extend_from_slice(&map.page_sum(page)?.to_le_bytes());
+        }
+        self.slices.push(map.slice(run)?);
+        Ok(())
+    }
+
     fn push(&mut self, run: PageRun) {
         let count = u32::try_from(run.count).expect("a part is no longer than a frame");
-        self.body.extend_from_slice(&run.first.to_le_bytes());
-        self.body.extend_from_slice(&count.to_le_bytes());
+        self.runs.extend_from_slice(&run.first.to_le_bytes());
+        self.runs.extend_from_slice(&count.to_le_bytes());
         self.bytes += run.bytes();
     }
 
     /// One more part must always fit: it may add a frame's worth of bytes, or half a frame's of runs.
     fn is_full(&self) -> bool {
-        self.bytes >= BATCH_LEN || self.body.len() >= MAX_RUNS / 2 * RUN_LEN
+        self.bytes >= BATCH_LEN || self.runs.len() >= MAX_RUNS / 2 * RUN_LEN
     }
 
     /// Sends what was collected and starts anew; returns the bytes on the wire.
     fn flush(&mut self, framed: &mut Framed, kind: Kind) -> Result<u64> {
-        if self.body.is_empty() {
+        if self.runs.is_empty() {
             return Ok(0);
         }
-        let mut wire = (HEADER_LEN + self.body.len()) as u64;
+        self.runs.append(&mut self.sums);
+        let mut wire = (HEADER_LEN + self.runs.len()) as u64;
         if kind == Kind::Pages {
-            framed.send_pages(&self.body, &self.slices)?;
+            framed.send_pages(&self.runs, &self.slices)?;
             wire += self.bytes;
         } else {
-            framed.send(kind, &self.body)?;
+            framed.send(kind, &self.runs)?;
         }
-        self.body.clear();
+        self.runs.clear();
         self.slices.clear();
         self.bytes = 0;
         Ok(wire)
