@@ -102,10 +102,12 @@ fn restore_failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error
 
 /// Read a vCPU that does not run.
 ///
-/// The order matters: asking for `mp_state` makes KVM take pending INITs and SIPIs, which changes
-/// registers, so it comes first; events come last, because everything else may still move one.
+/// The order matters: asking for `mp_state` makes KVM take pending INITs and SIPIs, which changes registers
+/// and events, so it comes first. Asking for events has older kernels move the address of a pending page fault into
+/// CR2, and the cause of a debug exception into DR6, so the registers come after it.
 pub fn save_vcpu(vm: &Vm, vcpu: &VcpuFd, msrs: &MsrList) -> Result<VcpuStateV1> {
     let mp_state = vcpu.get_mp_state().map_err(save_failed("run state"))?;
+    let events = vcpu.get_vcpu_events().map_err(save_failed("pending events"))?;
     let regs = vcpu.get_regs().map_err(save_failed("registers"))?;
     let sregs = vcpu.get_sregs().map_err(save_failed("system registers"))?;
     let xsave = get_xsave(vm, vcpu)?;
@@ -125,7 +127,7 @@ pub fn save_vcpu(vm: &Vm, vcpu: &VcpuFd, msrs: &MsrList) -> Result<VcpuStateV1> 
         debugregs,
         lapic,
         msrs: msrs.read(vcpu)?,
-        events: vcpu.get_vcpu_events().map_err(save_failed("pending events"))?,
+        events,
     })
 }
 
