@@ -105,6 +105,10 @@ events! {
             BlockJobPending(BlockJobPendingData) = "BLOCK_JOB_PENDING",
             /// A guest's request failed. A guest can cause any number of them.
             BlockIoError(BlockIoErrorData) = "BLOCK_IO_ERROR" limit 1,
+            /// An image contradicts itself.
+            BlockImageCorrupted(BlockImageCorruptedData) = "BLOCK_IMAGE_CORRUPTED",
+            /// An export is gone.
+            BlockExportDeleted(BlockExportDeletedData) = "BLOCK_EXPORT_DELETED",
         }
     }
 }
@@ -208,6 +212,32 @@ object! {
         nospace: Option<bool> = "nospace",
         /// The error in words.
         reason: String = "reason",
+    }
+}
+
+object! {
+    /// Data of `BLOCK_IMAGE_CORRUPTED`.
+    pub struct BlockImageCorruptedData {
+        /// Name of the device's root, empty if there is none.
+        device: String = "device",
+        /// The node, where it has a name.
+        node_name: Option<String> = "node-name",
+        /// What is wrong.
+        msg: String = "msg",
+        /// Where in the image a write would have done damage.
+        offset: Option<i64> = "offset",
+        /// How long that write was.
+        size: Option<i64> = "size",
+        /// Whether the image can no longer be written.
+        fatal: bool = "fatal",
+    }
+}
+
+object! {
+    /// Data of `BLOCK_EXPORT_DELETED`.
+    pub struct BlockExportDeletedData {
+        /// The export.
+        id: String = "id",
     }
 }
 

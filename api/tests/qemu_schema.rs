@@ -14,7 +14,11 @@ use ferry_api::schema::{JsonType, SchemaDetail, SchemaInfo, SchemaObject};
 use serde_json::json;
 
 /// What later releases of QEMU have under this name and 7.2 has not.
-const NEWER: [&str; 1] = ["query-block-jobs()[].actively-synced"];
+const NEWER: [&str; 3] = [
+    "blockdev-add.active",
+    "blockdev-add(qcow2).discard-no-unref",
+    "query-block-jobs()[].actively-synced",
+];
 
 /// A schema with its entities by name.
 struct Schema(BTreeMap<String, SchemaDetail>);
@@ -78,9 +82,10 @@ impl Comparison<'_> {
             (SchemaDetail::Object(a), SchemaDetail::Object(b)) => self.objects(a, b, way, at),
             (SchemaDetail::Alternate(a), SchemaDetail::Alternate(b)) => {
                 for member in &a.members {
-                    let same = |name: &str| {
-                        std::mem::discriminant(self.theirs.get(name))
-                            == std::mem::discriminant(self.ours.get(&member.ty))
+                    let same = |name: &str| match (self.theirs.get(name), self.ours.get(&member.ty))
+                    {
+                        (SchemaDetail::Builtin(a), SchemaDetail::Builtin(b)) => a == b,
+                        (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
                     };
                     match b.members.iter().find(|other| same(&other.ty)) {
                         Some(other) => self.types(&member.ty, &other.ty, way, at),

@@ -1,6 +1,6 @@
 //! Block nodes: what `query-block`, `query-named-block-nodes` and `query-blockstats` return.
 
-use super::block::{DetectZeroes, IoStatus};
+use super::blockdev::{DetectZeroes, IoStatus};
 use crate::schema::object;
 
 object! {

@@ -14,7 +14,7 @@ fn samples(ty: Type, depth: usize) -> Vec<Value> {
         Type::U64 => vec![json!(u64::MAX)],
         Type::U32 => vec![json!(u32::MAX)],
         Type::Number => vec![json!(1.5)],
-        Type::Any => vec![Value::Null],
+        Type::Any | Type::Null => vec![Value::Null],
         Type::Enum(set) => set.values.iter().map(|value| json!(value)).collect(),
         Type::Array(element) => vec![json!([]), Value::Array(samples(element(), depth))],
         Type::Alternate(alternate) => {

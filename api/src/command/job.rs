@@ -1,6 +1,6 @@
 //! Jobs and the mirror.
 
-use super::block::IoStatus;
+use super::blockdev::IoStatus;
 use crate::schema::{enumeration, object};
 
 enumeration! {

@@ -1,6 +1,7 @@
 //! Migration.
 
-use crate::schema::{enumeration, object, union};
+use super::socket::SocketAddress;
+use crate::schema::{enumeration, object};
 
 object! {
     /// Arguments of `migrate`.
@@ -202,39 +203,5 @@ object! {
         blocked_reasons: Option<Vec<String>> = "blocked-reasons",
         /// Where an incoming migration listens, with the port that was really taken.
         socket_address: Option<Vec<SocketAddress>> = "socket-address",
-    }
-}
-
-union! {
-    /// An address.
-    pub struct SocketAddress {
-        ..
-        /// The kind of socket.
-        address: SocketKind = "type",
-    }
-    /// The kinds of sockets.
-    pub enum SocketKind {
-        /// TCP.
-        Inet(InetSocketAddress) = "inet",
-        /// A local socket.
-        Unix(UnixSocketAddress) = "unix",
-    }
-}
-
-object! {
-    /// A TCP address.
-    pub struct InetSocketAddress {
-        /// Host name or number.
-        host: String = "host",
-        /// Port number, as text.
-        port: String = "port",
-    }
-}
-
-object! {
-    /// A local address.
-    pub struct UnixSocketAddress {
-        /// Path of the socket.
-        path: String = "path",
     }
 }

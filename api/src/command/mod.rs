@@ -3,20 +3,30 @@
 //! `table` is the only place that lists commands, in groups: one enum for each part of a process that
 //! carries commands out. An [`Interface`](crate::Interface) puts groups together.
 
-mod block;
 mod block_info;
+mod blockdev;
+mod create;
+mod dirty_bitmap;
+mod export;
 mod job;
 mod migration;
+mod object;
 mod run_state;
 mod session;
+mod snapshot;
+mod socket;
 mod table;
+mod transaction;
 
 use std::{future::Future, pin::Pin, rc::Rc};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-pub use self::{block::*, block_info::*, job::*, migration::*, run_state::*, session::*, table::*};
+pub use self::{
+    block_info::*, blockdev::*, create::*, dirty_bitmap::*, export::*, job::*, migration::*,
+    object::*, run_state::*, session::*, snapshot::*, socket::*, table::*, transaction::*,
+};
 use crate::{
     error::QmpError,
     schema::{Described, TypeFn, validate},

@@ -1,7 +1,7 @@
 //! The list of all commands.
 
 use super::{
-    Command, block::*, block_info::*, commands, job::*, migration::*, run_state::*, session::*,
+    Command, block_info::*, blockdev::*, commands, job::*, migration::*, run_state::*, session::*,
 };
 use crate::schema::{Empty, SchemaInfo};
 
@@ -71,7 +71,7 @@ commands! {
     /// Commands to the block layer.
     pub enum BlockCommand, BLOCK_COMMANDS, Controller(Command::Block) {
         /// Create block nodes.
-        BlockdevAdd(BlockdevOptions) -> Empty = "blockdev-add",
+        BlockdevAdd(Box<BlockdevOptions>) -> Empty = "blockdev-add",
         /// Remove a block node that nobody uses.
         BlockdevDel(BlockdevDel) -> Empty = "blockdev-del",
         /// List the guest's disks.

@@ -232,6 +232,7 @@ impl Types {
             Type::Bool => self.builtin("bool", JsonType::Boolean),
             Type::Int | Type::U64 | Type::U32 => self.builtin("int", JsonType::Int),
             Type::Number => self.builtin("number", JsonType::Number),
+            Type::Null => self.builtin("null", JsonType::Null),
             Type::Any => self.builtin("any", JsonType::Value),
             Type::Array(element) => {
                 let element = self.name(element());

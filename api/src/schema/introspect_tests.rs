@@ -68,7 +68,7 @@ fn entities_look_as_clients_expect() {
 
     let blockdev = &schema[schema["blockdev-add"]["arg-type"].as_str().unwrap()];
     assert_eq!(blockdev["tag"], "driver");
-    assert_eq!(blockdev["variants"][0]["case"], "file");
+    assert_eq!(blockdev["variants"][0]["case"], "blkdebug");
 }
 
 #[allow(unreachable_pub, reason = "the macros declare public types")]

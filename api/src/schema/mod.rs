@@ -36,6 +36,8 @@ pub enum Type {
     U32,
     /// Any number, with or without a fraction.
     Number,
+    /// null, as a choice among others.
+    Null,
     /// Anything at all.
     Any,
     /// An object with known members.

@@ -54,6 +54,7 @@ fn check(ty: Type, value: &Value, at: &Path<'_>) -> Result<(), QmpError> {
     };
     match ty {
         Type::Any => Ok(()),
+        Type::Null => is(value.is_null(), "null"),
         Type::Str => is(value.is_string(), "string"),
         Type::Bool => is(value.is_boolean(), "boolean"),
         Type::Int => is(value.is_i64(), "integer"),
@@ -105,6 +106,7 @@ fn check_alternate(alternate: &Alternate, value: &Value, at: &Path<'_>) -> Resul
         Type::Array(_) => value.is_array(),
         Type::Bool => value.is_boolean(),
         Type::Int | Type::U64 | Type::U32 | Type::Number => value.is_number(),
+        Type::Null => value.is_null(),
         Type::Alternate(_) | Type::Any => false,
     };
     match alternate.members.iter().map(|member| member()).find(fits) {

@@ -201,7 +201,7 @@ impl FakeMachine {
                     let text = format!("Duplicate nodes with node-name='{name}'");
                     return Err(QmpError::generic(text));
                 }
-                self.nodes.borrow_mut().push(options);
+                self.nodes.borrow_mut().push(*options);
                 Ok(json!({}))
             }
             BlockCommand::BlockdevDel(BlockdevDel { node_name }) => {

@@ -69,7 +69,7 @@ impl Storage {
     /// The commands that return nothing.
     async fn act(&self, command: BlockCommand) -> Result<()> {
         match command {
-            BlockCommand::BlockdevAdd(options) => self.blockdev_add(options).await,
+            BlockCommand::BlockdevAdd(options) => self.blockdev_add(*options).await,
             BlockCommand::BlockdevDel(arguments) => self.blockdev_del(arguments).await,
             BlockCommand::BlockdevMirror(arguments) => self.mirror(arguments).await,
             command => self.act_on_job(command).await,

@@ -179,7 +179,8 @@ fn ram_stats(from: &RamStats) -> MigrationStats {
 fn socket_address(uri: Uri) -> SocketAddress {
     let address = match uri {
         Uri::Tcp { host, port } => {
-            SocketKind::Inet(InetSocketAddress { host, port: port.to_string() })
+            let port = port.to_string();
+            SocketKind::Inet(InetSocketAddress { host, port, ..InetSocketAddress::default() })
         }
         Uri::Unix(path) => {
             SocketKind::Unix(UnixSocketAddress { path: path.to_string_lossy().into_owned() })

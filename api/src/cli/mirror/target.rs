@@ -132,8 +132,10 @@ fn node_options(
         discard: None,
         cache: cache.clone(),
         read_only: None,
+        auto_read_only: None,
         force_share: None,
         detect_zeroes: None,
+        active: None,
         driver,
     };
     let protocol =

@@ -1,7 +1,12 @@
-//! Block nodes: what `blockdev-add` takes.
+//! Block nodes: what `blockdev-add` and its relatives take.
 
-use serde::{Deserialize, Serialize};
+mod filter;
+mod nbd;
+mod qcow2;
 
+use serde::{Deserialize, Deserializer, Serialize};
+
+pub use self::{filter::*, nbd::*, qcow2::*};
 use crate::schema::{Alternate, Described, Type, enumeration, object, union};
 
 enumeration! {
@@ -70,24 +75,44 @@ union! {
         cache: Option<CacheOptions> = "cache",
         /// Refuse writes (default false).
         read_only: Option<bool> = "read-only",
+        /// Refuse writes only if the storage does (default false).
+        auto_read_only: Option<bool> = "auto-read-only",
         /// Open beside others who write (default false; only read-only).
         force_share: Option<bool> = "force-share",
         /// Whether writes of zeroes are recognised (default off).
         detect_zeroes: Option<DetectZeroes> = "detect-zeroes",
+        /// Take write ownership at once (default true).
+        active: Option<bool> = "active",
         ..
         /// The driver and its own options.
         driver: BlockdevDriver = "driver",
     }
     /// A block driver with its options.
     pub enum BlockdevDriver {
+        /// Errors on purpose.
+        Blkdebug(Box<BlkdebugOptions>) = "blkdebug",
+        /// Compresses what is written.
+        Compress(FilterOptions) = "compress",
+        /// Copies what is about to be overwritten to a second node first.
+        CopyBeforeWrite(CopyBeforeWriteOptions) = "copy-before-write",
+        /// Keeps what is read from backing files.
+        CopyOnRead(CopyOnReadOptions) = "copy-on-read",
         /// A regular file.
         File(FileOptions) = "file",
+        /// The disk as it was when a `copy-before-write` was inserted.
+        SnapshotAccess(FilterOptions) = "snapshot-access",
         /// A block device of the host.
         HostDevice(FileOptions) = "host_device",
+        /// What an NBD server exports.
+        Nbd(NbdOptions) = "nbd",
         /// Nothing: reads anything, forgets writes.
         NullCo(NullOptions) = "null-co",
+        /// A qcow2 image.
+        Qcow2(Box<Qcow2Options>) = "qcow2",
         /// A disk image without a format.
         Raw(RawOptions) = "raw",
+        /// Limits on requests.
+        Throttle(ThrottleOptions) = "throttle",
     }
 }
 
@@ -145,6 +170,67 @@ impl Described for BlockdevRef {
             members: &[BlockdevOptions::describe, String::describe],
         };
         Type::Alternate(&ALTERNATE)
+    }
+}
+
+/// A node below another one, or none although the image names one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum BlockdevRefOrNull {
+    /// No node (`null`).
+    Null,
+    /// The name of a node that exists.
+    Reference(String),
+    /// A node to create.
+    Definition(Box<BlockdevOptions>),
+}
+
+impl Described for BlockdevRefOrNull {
+    fn describe() -> Type {
+        static ALTERNATE: Alternate = Alternate {
+            name: "BlockdevRefOrNull",
+            members: &[BlockdevOptions::describe, String::describe, || Type::Null],
+        };
+        Type::Alternate(&ALTERNATE)
+    }
+}
+
+/// A member that is there although it is null.
+fn present<'de, D, T>(from: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(from).map(Some)
+}
+
+object! {
+    /// Arguments of `blockdev-reopen`.
+    pub struct BlockdevReopen {
+        /// The nodes with all their options: what is not said gets its default.
+        options: Vec<BlockdevOptions> = "options",
+    }
+}
+
+object! {
+    /// Arguments of `block_resize`.
+    pub struct BlockResize {
+        /// The device.
+        device: Option<String> = "device",
+        /// Or the node.
+        node_name: Option<String> = "node-name",
+        /// The new length in bytes.
+        size: i64 = "size",
+    }
+}
+
+object! {
+    /// Arguments of `blockdev-set-active`.
+    pub struct BlockdevSetActive {
+        /// The node (default: all of them).
+        node_name: Option<String> = "node-name",
+        /// Whether to take write ownership or to give it up.
+        active: bool = "active",
     }
 }
 
