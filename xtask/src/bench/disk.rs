@@ -13,7 +13,7 @@ use super::table::{Better, Table};
 use super::{Bench, median};
 
 const FILE_BYTES: u64 = 1 << 30;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 struct Cell {
     kind: &'static str,
@@ -46,16 +46,15 @@ pub(super) fn measure(
     let path = folder.path().join("disk.raw");
     image::filled(&path, FILE_BYTES)?;
     for cell in cells() {
-        let mut figures = [Vec::new(), Vec::new(), Vec::new()];
+        let (mut rounds, mut limits) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            for (index, monitor) in bench.monitors().into_iter().enumerate() {
-                figures[index].push(guest(bench, monitor, cell, &path, direct)?);
-            }
-            figures[2].push(fio(bench, cell, &path, direct)?);
+            let measure = |monitor| guest(bench, monitor, cell, &path, direct);
+            let [ferry, qemu] = bench.monitors().map(measure);
+            rounds.push([ferry?, qemu?]);
+            limits.push(fio(bench, cell, &path, direct)?);
         }
-        let [ferry, qemu, limit] = figures.map(median);
         let unit = if cell.bytes < 1 << 20 { "IOPS" } else { "MiB/s" };
-        table.row(&name(medium, cell), unit, Better::Larger, [ferry, qemu], Some(limit));
+        table.row(&name(medium, cell), unit, Better::Larger, rounds, Some(median(limits)));
     }
     Ok(())
 }

@@ -8,8 +8,8 @@ use ferry_tests::console::longest_gap;
 use ferry_tests::vm::{Monitor, Spec, Vm};
 use serde_json::json;
 
+use super::Bench;
 use super::table::{Better, Table};
-use super::{Bench, median};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const ROUNDS: usize = 5;
@@ -33,16 +33,15 @@ pub(super) fn measure(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
         if !bench.wanted.row(name) {
             continue;
         }
-        let mut figures = [Vec::new(), Vec::new()];
+        let spec = Spec::new(&bench.guest, &cmdline, MEMORY_MIB);
+        let mut rounds = Vec::new();
         for _ in 0..ROUNDS {
-            for (index, monitor) in bench.monitors().into_iter().enumerate() {
-                let spec = Spec::new(&bench.guest, &cmdline, MEMORY_MIB);
-                figures[index].push(migrate(monitor, &spec)?);
-            }
+            let [ferry, qemu] = bench.monitors().map(|monitor| migrate(monitor, &spec));
+            rounds.push([ferry?, qemu?]);
         }
         let mut row = |what: &str, of: fn(&Figures) -> f64| {
-            let middle = figures.each_ref().map(|rounds| median(rounds.iter().map(of).collect()));
-            table.row(&format!("{name}: {what}"), "ms", Better::Smaller, middle, None);
+            let rounds = rounds.iter().map(|round| round.each_ref().map(of)).collect();
+            table.row(&format!("{name}: {what}"), "ms", Better::Smaller, rounds, None);
         };
         row("total", |figures| figures.total_ms);
         row("downtime", |figures| figures.downtime_ms);

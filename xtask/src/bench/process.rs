@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use ferry_tests::image;
 use ferry_tests::vm::{Disk, Monitor, Spec, Vm};
 
+use super::Bench;
 use super::table::{Better, Table};
-use super::{Bench, median};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const ROUNDS: usize = 9;
@@ -22,18 +22,22 @@ pub(super) fn start(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
         return Ok(());
     }
     let spec = Spec::new(&bench.guest, "disk=none", 256);
-    let mut figures = [Vec::new(), Vec::new()];
+    let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
-        for (index, monitor) in [&bench.ferry, &Monitor::QemuMicro].into_iter().enumerate() {
-            let mut vm = Vm::start(monitor, &spec)?;
-            vm.console.wait_word("RING3", LIMIT).with_context(|| vm.complaints())?;
-            let first = vm.console.first_byte().context("no byte came")?;
-            figures[index].push((first - vm.started).as_secs_f64() * 1000.0);
-            vm.kill()?;
-        }
+        let [ferry, qemu] =
+            [&bench.ferry, &Monitor::QemuMicro].map(|monitor| first_byte(monitor, &spec));
+        rounds.push([ferry?, qemu?]);
     }
-    table.row(name, "ms", Better::Smaller, figures.map(median), None);
+    table.row(name, "ms", Better::Smaller, rounds, None);
     Ok(())
+}
+
+/// Milliseconds from starting the program to the guest's first byte.
+fn first_byte(monitor: &Monitor, spec: &Spec) -> Result<f64> {
+    let vm = Vm::start(monitor, spec)?;
+    vm.console.wait_word("RING3", LIMIT).with_context(|| vm.complaints())?;
+    let first = vm.console.first_byte().context("no byte came")?;
+    Ok((first - vm.started).as_secs_f64() * 1000.0)
 }
 
 /// Resident memory that is not the guest's, with a disk in use.
@@ -53,7 +57,7 @@ pub(super) fn memory(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
         std::thread::sleep(Duration::from_secs(1));
         figures[index] = own_memory(vm.pid())? as f64 / f64::from(1 << 20);
     }
-    table.row(name, "MiB", Better::Smaller, figures, None);
+    table.row(name, "MiB", Better::Smaller, vec![figures], None);
     Ok(())
 }
 
