@@ -17,7 +17,7 @@ const WORD_BITS: u64 = 64;
 pub const MIN_GRANULARITY: u64 = 512;
 
 /// Largest granule, in bytes.
-pub const MAX_GRANULARITY: u64 = 64 << 20;
+pub const MAX_GRANULARITY: u64 = 2 << 30;
 
 /// The longest disk a bitmap describes, in bytes (half of what an `i64` can say, as file offsets are).
 const MAX_LEN: u64 = 1 << 62;
@@ -39,12 +39,12 @@ pub enum BitmapState {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BitmapError {
     /// The granularity is no power of two between [`MIN_GRANULARITY`] and [`MAX_GRANULARITY`].
-    #[error("bitmap granularity {0} is not a power of two between 512 bytes and 64 MiB")]
+    #[error("bitmap granularity {0} is not a power of two between 512 bytes and 2 GiB")]
     Granularity(u64),
     /// The disk is longer than any file can be.
     #[error("a disk of {0} bytes is too long for a dirty bitmap")]
     Length(u64),
-    /// Two bitmaps of different shape cannot be merged, nor words loaded that do not fit.
+    /// Bitmaps of disks of different lengths cannot be merged, nor words loaded that do not fit.
     #[error("dirty bitmaps do not fit together: {0}")]
     Shape(String),
     /// The state forbids it.
@@ -274,19 +274,22 @@ impl DirtyBitmap {
         Ok(())
     }
 
-    /// Add everything that is dirty in `other`.
+    /// Add everything that is dirty in `other`, whose granules may be coarser or finer.
     ///
     /// # Errors
-    /// Length or granularity differ.
+    /// It is of a disk of another length.
     pub fn merge(&mut self, other: &DirtyBitmap) -> Result<(), BitmapError> {
-        if (self.len, self.shift) != (other.len, other.shift) {
-            return Err(BitmapError::Shape(format!(
-                "{} bytes in granules of {} against {} in {}",
-                self.len,
-                self.granularity(),
-                other.len,
-                other.granularity()
-            )));
+        if self.len != other.len {
+            let (own, other) = (self.len, other.len);
+            return Err(BitmapError::Shape(format!("{own} bytes against {other}")));
+        }
+        if self.shift != other.shift {
+            let mut at = 0;
+            while let Some(run) = other.next_dirty(at, u64::MAX) {
+                self.mark(run.clone());
+                at = run.end;
+            }
+            return Ok(());
         }
         for (word, more) in self.words.iter_mut().zip(&other.words) {
             self.dirty += u64::from((more & !*word).count_ones());

@@ -187,7 +187,7 @@ fn a_far_bit_is_found_through_the_summary() {
 
 #[test]
 fn bad_shapes_are_refused() {
-    for granularity in [0, 256, 513, 128 << 20] {
+    for granularity in [0, 256, 513, 4 << 30] {
         assert_eq!(
             DirtyBitmap::new(1 << 20, granularity),
             Err(BitmapError::Granularity(granularity))
@@ -219,4 +219,20 @@ fn states_decide_what_is_recorded() {
     bitmap.record(0..4096);
     assert!(bitmap.enable().is_err() && bitmap.freeze().is_err());
     assert_eq!(bitmap.dirty_bytes(), 1024);
+}
+
+#[test]
+fn merging_other_granularities_never_loses_a_byte() {
+    let len = (1 << 20) + 700;
+    let mut fine = DirtyBitmap::new(len, 512).unwrap();
+    let mut coarse = DirtyBitmap::new(len, 64 << 10).unwrap();
+    fine.mark(70_000..70_001);
+    coarse.mark(len - 1..len);
+    let mut into_coarse = coarse.clone();
+    into_coarse.merge(&fine).unwrap();
+    assert_eq!(into_coarse.next_dirty(0, u64::MAX), Some(65_536..131_072));
+    assert_eq!(into_coarse.dirty_bytes(), 65_536 + 700);
+    fine.merge(&coarse).unwrap();
+    assert_eq!(fine.dirty_bytes(), 512 + 700);
+    assert!(fine.is_dirty(70_000) && fine.is_dirty(len - 1));
 }

@@ -146,8 +146,9 @@ impl ChildRole {
 pub(crate) enum PermRule {
     /// Always these.
     Fixed(EdgePerms),
-    /// What the parent node's own parents do and share, passed on.
-    PassOn,
+    /// What the parent node's own parents do and share, passed on; with these besides, once there
+    /// are any.
+    PassOn(EdgePerms),
 }
 
 /// Who holds an edge.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use crate::bitmap::BitmapError;
+
 /// Result of everything in this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -179,6 +181,12 @@ impl fmt::Display for Error {
             (None, Some(source)) => write!(f, ": {source}"),
             (None, None) => Ok(()),
         }
+    }
+}
+
+impl From<BitmapError> for Error {
+    fn from(error: BitmapError) -> Error {
+        Error::new(ErrorKind::InvalidArgument, error.to_string())
     }
 }
 

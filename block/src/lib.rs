@@ -14,6 +14,7 @@
 mod backend;
 pub mod bitmap;
 mod buf;
+mod chain;
 mod clock;
 mod driver;
 mod edge;
@@ -40,16 +41,19 @@ mod thread;
 
 pub use backend::{BackendId, BackendKind, BlockBackend, Pass};
 pub use buf::{BufOwner, IoBuf};
+pub use chain::ChainExtent;
 pub use clock::Clock;
 pub use driver::{BlockDriver, DynDriver, Extent, ExtentKind, Limits, LocalBoxFuture, WriteFlags};
 pub use edge::{ChildRole, Edge, EdgePerms, Perms};
 pub use error::{Error, ErrorKind, Result};
 pub use executor::{Executor, Poller, PollerGuard, Remote, Task};
-pub use graph::{BlockGraph, Drained, Edit, Generations, MAX_NAME};
+pub use graph::{
+    BitmapChange, BitmapOptions, BitmapSource, BlockGraph, Drained, Edit, Generations, MAX_NAME,
+};
 pub use handle::BlockHandle;
 pub use io::RingChoice;
 pub use io_thread::{IoThread, IoThreadOptions};
-pub use node::{AttachedBitmap, BlockNode, BlockStats, NodeOptions, OpStats};
+pub use node::{AttachedBitmap, BitmapUse, BlockNode, BlockStats, NodeOptions, OpStats};
 pub use notify::Notify;
 pub use open::{
     BlockdevOptions, BlockdevRef, CacheOptions, DetectZeroes, DiscardMode, DriverOptions,

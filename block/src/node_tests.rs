@@ -6,6 +6,7 @@
 use std::cell::Cell;
 
 use super::*;
+use crate::bitmap::DirtyBitmap;
 use crate::clock::Clock;
 use crate::driver::{BlockDriver, ExtentKind};
 use crate::graph::BlockGraph;

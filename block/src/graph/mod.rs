@@ -1,6 +1,7 @@
 //! [`BlockGraph`]: the nodes of one thread, their names, and everything that changes how they hang
 //! together.
 
+mod bitmaps;
 mod drain;
 mod edit;
 mod ownership;
@@ -19,6 +20,7 @@ use crate::executor::Executor;
 use crate::node::{BlockNode, NodeInner, NodeOptions};
 use crate::notify::Notify;
 
+pub use bitmaps::{BitmapChange, BitmapOptions, BitmapSource};
 pub use drain::Drained;
 pub use edit::Edit;
 pub use ownership::Generations;
@@ -119,7 +121,18 @@ impl BlockGraph {
     /// An edge to `node` for a filter that is being built: what its parents do and share is passed
     /// on to `node`.
     pub fn filter_edge(&self, node: &BlockNode, role: ChildRole) -> Result<Edge> {
-        self.attach(node, role, PermRule::PassOn, Parent::None)
+        self.filter_edge_with(node, role, EdgePerms::IDLE)
+    }
+
+    /// [`filter_edge`](BlockGraph::filter_edge) for a filter that does more to `node` than its
+    /// parents ask for, or shares less: `own`, as soon as anybody uses the filter.
+    pub fn filter_edge_with(
+        &self,
+        node: &BlockNode,
+        role: ChildRole,
+        own: EdgePerms,
+    ) -> Result<Edge> {
+        self.attach(node, role, PermRule::PassOn(own), Parent::None)
     }
 
     fn attach(

@@ -43,8 +43,9 @@ impl Plan {
         self.nodes.push(node.clone());
         let total = self.total(node);
         for edge in node.children() {
-            if edge.0.rule.get() == PermRule::PassOn {
-                self.set(&edge, total);
+            if let PermRule::PassOn(own) = edge.0.rule.get() {
+                let unused = node.0.live_parents().is_empty();
+                self.set(&edge, if unused { total } else { total.combined(own) });
                 self.visit(&edge.node());
             }
         }

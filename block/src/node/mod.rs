@@ -5,6 +5,7 @@
 //! dirty bitmaps.
 
 mod align;
+mod attached;
 mod stats;
 
 use std::cell::{Cell, RefCell};
@@ -12,7 +13,6 @@ use std::fmt;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 
-use crate::bitmap::DirtyBitmap;
 use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, DynDriver, Extent, Limits, WriteFlags};
 use crate::edge::{Edge, EdgeInner, EdgePerms};
@@ -21,6 +21,7 @@ use crate::executor::Executor;
 use crate::open::{DetectZeroes, DiscardMode};
 use crate::ranges::RangeLocks;
 
+pub use attached::{AttachedBitmap, BitmapUse};
 pub use stats::{BlockStats, OpStats};
 pub(crate) use stats::{Counters, OpKind};
 
@@ -51,30 +52,6 @@ impl Default for NodeOptions {
             active: true,
             owned: true,
         }
-    }
-}
-
-/// A dirty bitmap on a node: every write to the node is recorded in it when it completes.
-pub struct AttachedBitmap {
-    /// Its name, for QMP; a job's own bitmap has none.
-    pub name: Option<String>,
-    /// The bits.
-    pub bits: RefCell<DirtyBitmap>,
-    /// In use by an operation, so that others may not change it.
-    pub busy: Cell<bool>,
-    /// Stored with the image when it is closed.
-    pub persistent: Cell<bool>,
-}
-
-impl AttachedBitmap {
-    /// A bitmap that is neither busy nor persistent.
-    pub fn new(name: Option<String>, bits: DirtyBitmap) -> Rc<AttachedBitmap> {
-        Rc::new(AttachedBitmap {
-            name,
-            bits: RefCell::new(bits),
-            busy: Cell::new(false),
-            persistent: Cell::new(false),
-        })
     }
 }
 

@@ -91,10 +91,15 @@ impl BlockGraph {
             options.check()?;
             let opening = Opening { graph: self, options: &options, depth };
             match &options.driver {
+                DriverOptions::Blkdebug(driver) => driver.open(&opening).await,
+                DriverOptions::Compress(driver) => driver.open(&opening).await,
+                DriverOptions::CopyBeforeWrite(driver) => driver.open(&opening).await,
+                DriverOptions::CopyOnRead(driver) => driver.open(&opening).await,
                 DriverOptions::File(driver) => driver.open(&opening).await,
                 DriverOptions::Nbd(driver) => driver.open(&opening).await,
                 DriverOptions::NullCo(driver) => driver.open(&opening).await,
                 DriverOptions::Raw(driver) => driver.open(&opening).await,
+                DriverOptions::SnapshotAccess(driver) => driver.open(&opening).await,
                 DriverOptions::Throttle(driver) => driver.open(&opening).await,
             }
         })

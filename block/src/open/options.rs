@@ -3,6 +3,10 @@
 use serde::Deserialize;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::blkdebug::BlkdebugOptions;
+use crate::filter::compress::CompressOptions;
+use crate::filter::copy_before_write::{CopyBeforeWriteOptions, SnapshotAccessOptions};
+use crate::filter::copy_on_read::CopyOnReadOptions;
 use crate::filter::throttle::ThrottleOptions;
 use crate::format::raw::RawOptions;
 use crate::protocol::file::FileOptions;
@@ -66,6 +70,14 @@ impl BlockdevRef {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(tag = "driver", rename_all = "kebab-case")]
 pub enum DriverOptions {
+    /// Faults in the requests to another node.
+    Blkdebug(BlkdebugOptions),
+    /// Writes to another node are stored compressed.
+    Compress(CompressOptions),
+    /// Old content of another node is saved before it is overwritten.
+    CopyBeforeWrite(CopyBeforeWriteOptions),
+    /// What is read from the images below is kept in the top one.
+    CopyOnRead(CopyOnReadOptions),
     /// A file or block device of the host.
     #[serde(alias = "host_device")]
     File(FileOptions),
@@ -75,6 +87,8 @@ pub enum DriverOptions {
     NullCo(NullOptions),
     /// The bytes of another node.
     Raw(RawOptions),
+    /// A disk as it was when its `copy-before-write` node came.
+    SnapshotAccess(SnapshotAccessOptions),
     /// Limits on the requests to another node.
     Throttle(ThrottleOptions),
 }

@@ -3,6 +3,7 @@
 mod conformance;
 mod fault;
 mod model;
+mod overlay;
 mod rng;
 mod sim_disk;
 mod tool;
@@ -10,6 +11,7 @@ mod tool;
 pub use conformance::{CONFORMANCE_LEN, conformance};
 pub use fault::{Effect, Fault, SimOp};
 pub use model::Model;
+pub use overlay::Overlay;
 pub use rng::Rng;
 pub use sim_disk::{SimCounts, SimDisk, SimOptions};
 pub use tool::{have_tool, run_tool, tool};

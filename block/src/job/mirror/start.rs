@@ -7,7 +7,7 @@ use super::options::{MirrorOptions, SyncMode};
 use super::state::{Mirror, Settings};
 use super::{MirrorJob, end};
 use crate::backend::{BackendKind, BlockBackend};
-use crate::bitmap::{MAX_GRANULARITY, MIN_GRANULARITY};
+use crate::bitmap::MIN_GRANULARITY;
 use crate::edge::{ChildRole, EdgePerms, Parent, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::mirror_top::MirrorTop;
@@ -62,6 +62,9 @@ pub async fn start(graph: &BlockGraph, options: MirrorOptions) -> Result<String>
     }
     Ok(id)
 }
+
+/// Largest granule of a mirror, as QEMU's, bytes.
+const MAX_GRANULARITY: u64 = 64 << 20;
 
 /// What can be refused without trying.
 fn check(
