@@ -4,11 +4,15 @@
 //! slice of it: bytes are copied in and out through raw pointers only.
 #![expect(unsafe_code, reason = "raw pointers into guest memory, and our own aligned allocations")]
 
+mod pool;
+
 use std::alloc::Layout;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
+
+pub(crate) use pool::BufPool;
 
 /// Alignment of what [`IoBuf::alloc`] returns: enough for O_DIRECT on any disk we know.
 const ALLOC_ALIGNMENT: usize = 4096;
@@ -62,18 +66,26 @@ impl Drop for Allocation {
     }
 }
 
-impl IoBuf {
-    /// A zeroed buffer of `len` bytes, aligned to 4 KiB.
-    pub fn alloc(len: usize) -> IoBuf {
-        let size = len.max(1);
+impl Allocation {
+    /// Zeroed memory of `size` bytes, which is not 0.
+    fn new(size: usize) -> Allocation {
         let Ok(layout) = Layout::from_size_align(size, ALLOC_ALIGNMENT) else {
             // Only lengths near isize::MAX come here, which no request may have.
-            panic!("a buffer of {len} bytes cannot exist")
+            panic!("a buffer of {size} bytes cannot exist")
         };
+        assert_ne!(size, 0, "an allocation of nothing");
         // SAFETY: the layout is not of size zero.
         let start = unsafe { std::alloc::alloc_zeroed(layout) };
         let Some(start) = NonNull::new(start) else { std::alloc::handle_alloc_error(layout) };
-        let owner = Rc::new(Allocation { start, layout });
+        Allocation { start, layout }
+    }
+}
+
+impl IoBuf {
+    /// A zeroed buffer of `len` bytes, aligned to 4 KiB.
+    pub fn alloc(len: usize) -> IoBuf {
+        let owner = Rc::new(Allocation::new(len.max(1)));
+        let start = owner.start;
         IoBuf::over(Segments::One(Segment { start, len }), len, owner)
     }
 
@@ -134,6 +146,11 @@ impl IoBuf {
             start: self.start + range.start,
             len: range.end - range.start,
         }
+    }
+
+    /// Whether no other buffer shares its memory.
+    pub(crate) fn is_unshared(&self) -> bool {
+        Rc::strong_count(&self.shared) == 1
     }
 
     /// How many separate pieces of memory it covers.

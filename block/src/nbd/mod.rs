@@ -2,6 +2,7 @@
 //!
 //! The client is the driver in [`crate::protocol::nbd`].
 
+pub(crate) mod proto;
 mod server;
 
 pub use server::{ExportInfo, ExportOptions, RemoveMode, Server, ServerOptions};

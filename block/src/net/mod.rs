@@ -1,7 +1,28 @@
 //! Sockets of the graph's thread: addresses, listening, connecting, and streams with or without TLS.
 
 mod address;
+mod connect;
+mod listener;
+mod outbox;
+mod socket;
+mod stream;
+mod timeout;
 mod tls;
+
+use std::io;
+
+use crate::error::{Error, ErrorKind};
 
 pub use address::SocketAddress;
 pub use tls::{TlsCreds, TlsCredsOptions, TlsEndpoint};
+
+pub(crate) use connect::connect;
+pub(crate) use listener::Listener;
+pub(crate) use outbox::Outbox;
+pub(crate) use stream::Stream;
+pub(crate) use timeout::{Raced, race, within};
+
+/// A connection that broke.
+pub(crate) fn lost(error: io::Error) -> Error {
+    Error::from_io(error, "the connection is lost").with_kind(ErrorKind::Disconnected)
+}

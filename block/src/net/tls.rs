@@ -6,15 +6,19 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{
+    ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
+};
 use serde::{Deserialize, Serialize};
 
+use super::socket::Socket;
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::graph::BlockGraph;
@@ -57,6 +61,126 @@ pub struct TlsCreds(Side);
 enum Side {
     Client(Arc<ClientConfig>),
     Server(Arc<ServerConfig>),
+}
+
+impl TlsCreds {
+    /// The state of one connection of a server.
+    pub(crate) fn accept(&self) -> Result<TlsSession> {
+        let Side::Server(config) = &self.0 else { return Err(wrong_side("server")) };
+        let session = ServerConnection::new(Arc::clone(config)).map_err(|error| failed(&error))?;
+        Ok(TlsSession(session.into()))
+    }
+
+    /// The state of one connection to a server whose certificate must bear that name.
+    pub(crate) fn connect(&self, name: &str) -> Result<TlsSession> {
+        let Side::Client(config) = &self.0 else { return Err(wrong_side("client")) };
+        let name = ServerName::try_from(name.to_owned()).map_err(|error| {
+            let context = format!("'{name}' is not the name of a TLS server: {error}");
+            Error::new(ErrorKind::InvalidArgument, context)
+        })?;
+        let session = ClientConnection::new(Arc::clone(config), name);
+        Ok(TlsSession(session.map_err(|error| failed(&error))?.into()))
+    }
+}
+
+/// One connection's TLS, above a socket that never blocks.
+pub(crate) struct TlsSession(Connection);
+
+impl TlsSession {
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.0.is_handshaking()
+    }
+
+    /// Whether it waits to send, not to receive.
+    pub(super) fn wants_write(&self) -> bool {
+        self.0.wants_write()
+    }
+
+    /// Receives into bytes; 0 at the end of the stream, also of one that was cut off.
+    pub(super) fn recv(&mut self, socket: &Socket, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.reader().read(into) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.receive(socket)?,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                other => return other,
+            }
+        }
+    }
+
+    /// Takes what the socket has and works on it.
+    pub(super) fn receive(&mut self, socket: &Socket) -> io::Result<()> {
+        let ended = self.0.read_tls(&mut Wire(socket))? == 0;
+        if let Err(error) = self.0.process_new_packets() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+        if ended && self.0.is_handshaking() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // Answers of the protocol itself. If they cannot leave now, they go with the next data.
+        match self.flush(socket) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes bytes to encrypt; how many.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.writer().write(bytes)
+    }
+
+    /// Sends everything that is encrypted.
+    pub(super) fn flush(&mut self, socket: &Socket) -> io::Result<()> {
+        while self.0.wants_write() {
+            self.0.write_tls(&mut Wire(socket))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn close(&mut self) {
+        self.0.send_close_notify();
+    }
+}
+
+/// The socket as rustls wants it.
+struct Wire<'a>(&'a Socket);
+
+impl Read for Wire<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.recv_bytes(into)
+    }
+}
+
+impl Write for Wire<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[io::IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        self.0.send_slices(slices)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a handshake that failed means to people.
+pub(super) fn handshake_error(error: &io::Error) -> Error {
+    let context = if error.kind() == io::ErrorKind::UnexpectedEof {
+        "TLS handshake failed: the other side hung up".to_owned()
+    } else {
+        format!("TLS handshake failed: {error}")
+    };
+    Error::new(ErrorKind::PermissionDenied, context)
+}
+
+fn wrong_side(side: &str) -> Error {
+    let context = format!("Expecting TLS credentials with a {side} endpoint");
+    Error::new(ErrorKind::InvalidArgument, context)
+}
+
+fn failed(error: &rustls::Error) -> Error {
+    Error::new(ErrorKind::InvalidArgument, format!("TLS cannot be set up: {error}"))
 }
 
 /// The credentials of a graph by object id.
@@ -104,12 +228,10 @@ impl TlsCreds {
         if creds.endpoint() == endpoint {
             return Ok(creds);
         }
-        let side = match endpoint {
+        Err(wrong_side(match endpoint {
             TlsEndpoint::Client => "client",
             TlsEndpoint::Server => "server",
-        };
-        let context = format!("Expecting TLS credentials with a {side} endpoint");
-        Err(Error::new(ErrorKind::InvalidArgument, context))
+        }))
     }
 }
 

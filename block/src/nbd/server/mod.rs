@@ -3,16 +3,28 @@
 //! It lives on the thread of its graph, and so do all its connections. One graph serves them all,
 //! so a flush on one connection covers what was written on the others.
 
-use std::cell::RefCell;
+mod connection;
+mod export;
+mod handshake;
+mod input;
+mod negotiate;
+mod reply;
+mod request;
+mod status;
+
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{BackendKind, BlockBackend};
-use crate::edge::{EdgePerms, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
-use crate::net::{SocketAddress, TlsCreds};
+use crate::net::{Listener, Raced, SocketAddress, Stream, TlsCreds, TlsEndpoint, race, within};
+use crate::notify::Notify;
+
+use connection::Connection;
+use export::Export;
+use negotiate::{Catalogue, Offer};
 
 /// Where and how to serve.
 #[derive(Clone)]
@@ -104,70 +116,101 @@ pub struct ExportInfo {
 #[derive(Clone)]
 pub struct Server(Rc<Inner>);
 
-type OnDeleted = Box<dyn Fn(&str)>;
+type OnDeleted = Rc<dyn Fn(&str)>;
 
 struct Inner {
     graph: BlockGraph,
-    options: ServerOptions,
+    address: SocketAddress,
+    tls: Option<Rc<TlsCreds>>,
+    max_connections: usize,
     exports: RefCell<Vec<Rc<Export>>>,
     on_deleted: RefCell<Option<OnDeleted>>,
-}
-
-struct Export {
-    options: ExportOptions,
-    backend: BlockBackend,
+    clients: Cell<usize>,
+    stopping: Cell<bool>,
+    /// A client came or left, or the server stops.
+    changed: Notify,
 }
 
 impl Server {
-    /// Listens. With TLS credentials they must be those of a server.
+    /// Listens. TLS credentials must be those of a server.
     pub async fn start(graph: &BlockGraph, options: ServerOptions) -> Result<Server> {
-        Ok(Server(Rc::new(Inner {
+        if let Some(tls) = &options.tls
+            && tls.endpoint() != TlsEndpoint::Server
+        {
+            let context = "Expecting TLS credentials with a server endpoint";
+            return Err(Error::new(ErrorKind::InvalidArgument, context));
+        }
+        let executor = graph.executor();
+        let listener = Listener::bind(executor, &options.address).await?;
+        let max = usize::try_from(options.max_connections).unwrap_or(usize::MAX);
+        let server = Server(Rc::new(Inner {
             graph: graph.clone(),
-            options,
+            address: listener.address().clone(),
+            tls: options.tls,
+            max_connections: if max == 0 { usize::MAX } else { max },
             exports: RefCell::default(),
             on_deleted: RefCell::default(),
-        })))
+            clients: Cell::new(0),
+            stopping: Cell::new(false),
+            changed: Notify::new(),
+        }));
+        drop(executor.spawn(server.clone().listen(listener)));
+        Ok(server)
     }
 
     /// Where it listens: with the port that the host chose, if it was asked to.
     pub fn address(&self) -> &SocketAddress {
-        &self.0.options.address
+        &self.0.address
     }
 
     /// Calls `hook` with the id of every export that is gone: QMP's `BLOCK_EXPORT_DELETED`.
     pub fn on_deleted(&self, hook: impl Fn(&str) + 'static) {
-        self.0.on_deleted.replace(Some(Box::new(hook)));
+        self.0.on_deleted.replace(Some(Rc::new(hook)));
     }
 
     /// Adds an export. A writable one of an inactive node activates the node.
     pub async fn add(&self, options: ExportOptions) -> Result<()> {
-        let graph = &self.0.graph;
-        if self.0.exports.borrow().iter().any(|export| export.options.id == options.id) {
-            let context = format!("Block export id '{}' is already in use", options.id);
-            return Err(Error::new(ErrorKind::AlreadyExists, context));
+        self.check_new(&options)?;
+        let export = Export::new(&self.0.graph, options).await?;
+        // Somebody may have been faster.
+        self.check_new(&export.options)?;
+        self.0.exports.borrow_mut().push(export);
+        Ok(())
+    }
+
+    fn check_new(&self, options: &ExportOptions) -> Result<()> {
+        let taken = |text: String| Err(Error::new(ErrorKind::AlreadyExists, text));
+        if self.0.stopping.get() {
+            return Err(Error::new(ErrorKind::Cancelled, "NBD server is shutting down"));
         }
-        let node = graph.device_or_node(&options.node_name)?;
-        let shares = Perms::ALL;
-        let needs = if options.writable {
-            Perms::CONSISTENT_READ | Perms::WRITE
-        } else {
-            Perms::CONSISTENT_READ
-        };
-        let perms = EdgePerms { needs, shares };
-        let backend = graph.add_backend(BackendKind::Export, &options.id, &node, perms)?;
-        self.0.exports.borrow_mut().push(Rc::new(Export { options, backend }));
+        let name = options.name.as_deref().unwrap_or(&options.node_name);
+        for export in self.0.exports.borrow().iter() {
+            if export.options.id == options.id {
+                return taken(format!("Block export id '{}' is already in use", options.id));
+            }
+            if export.name() == name {
+                return taken(format!("NBD server already has export named '{name}'"));
+            }
+        }
         Ok(())
     }
 
     /// Takes an export away; returns when it is gone and its node is free.
-    pub async fn remove(&self, id: &str, _mode: RemoveMode) -> Result<()> {
-        let place = self.0.exports.borrow().iter().position(|export| export.options.id == id);
-        let Some(place) = place else {
-            let context = format!("Export '{id}' is not found");
-            return Err(Error::new(ErrorKind::NotFound, context));
+    pub async fn remove(&self, id: &str, mode: RemoveMode) -> Result<()> {
+        let found = self.0.exports.borrow().iter().find(|export| export.options.id == id).cloned();
+        let Some(export) = found.filter(|export| !export.is_closing()) else {
+            return Err(Error::new(ErrorKind::NotFound, format!("Export '{id}' is not found")));
         };
-        drop(self.0.exports.borrow_mut().remove(place));
-        if let Some(hook) = &*self.0.on_deleted.borrow() {
+        if mode == RemoveMode::Safe && !export.clients().is_empty() {
+            let context = format!("export '{id}' still in use");
+            return Err(Error::new(ErrorKind::Busy, context));
+        }
+        export.close().await;
+        self.0.exports.borrow_mut().retain(|other| !Rc::ptr_eq(other, &export));
+        // Its node must be free before anybody hears of it.
+        drop(export);
+        let hook = self.0.on_deleted.borrow().clone();
+        if let Some(hook) = hook {
             hook(id);
         }
         Ok(())
@@ -175,22 +218,97 @@ impl Server {
 
     /// The exports, in the order they were added.
     pub fn exports(&self) -> Vec<ExportInfo> {
-        let exports = self.0.exports.borrow();
-        let info = |export: &Rc<Export>| ExportInfo {
-            id: export.options.id.clone(),
-            node_name: export.backend.node().name().to_owned(),
-            shutting_down: false,
-            clients: 0,
-        };
-        exports.iter().map(info).collect()
+        self.0.exports.borrow().iter().map(|export| export.info()).collect()
     }
 
-    /// Disconnects everybody, removes all exports and stops listening. Returns when all of that
+    /// Stops listening, disconnects everybody and removes all exports. Returns when all of that
     /// has happened.
     pub async fn stop(&self) -> Result<()> {
-        for export in self.exports() {
+        self.0.stopping.set(true);
+        self.0.changed.notify_all();
+        for export in self.exports().into_iter().filter(|export| !export.shutting_down) {
             self.remove(&export.id, RemoveMode::Hard).await?;
         }
+        let gone = || self.0.clients.get() == 0 && self.0.exports.borrow().is_empty();
+        self.0.changed.wait_until(gone).await;
         Ok(())
+    }
+
+    async fn listen(self, listener: Listener) {
+        let inner = &self.0;
+        loop {
+            let may_come = || inner.stopping.get() || inner.clients.get() < inner.max_connections;
+            inner.changed.wait_until(may_come).await;
+            let stop = inner.changed.wait_until(|| inner.stopping.get());
+            match race(stop, listener.accept()).await {
+                Raced::First(()) => return,
+                Raced::Second(Ok(stream)) => {
+                    inner.clients.set(inner.clients.get() + 1);
+                    let server = self.clone();
+                    drop(inner.graph.executor().spawn(async move {
+                        server.serve(stream).await;
+                        server.0.clients.set(server.0.clients.get() - 1);
+                        server.0.changed.notify_all();
+                    }));
+                }
+                Raced::Second(Err(error)) => {
+                    tracing::error!("NBD server on {}: {error}", inner.address);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// One client, from its first byte to its last.
+    async fn serve(&self, stream: Stream) {
+        let (inner, peer) = (&self.0, stream.peer());
+        let executor = inner.graph.executor();
+        let haggling = handshake::run(self, stream);
+        let haggling = within(executor, handshake::LIMIT, haggling);
+        let stop = inner.changed.wait_until(|| inner.stopping.get());
+        let (stream, agreement) = match race(stop, haggling).await {
+            Raced::First(()) => return,
+            Raced::Second(None) => {
+                tracing::info!("{peer} took too long to choose an export");
+                return;
+            }
+            Raced::Second(Some(Ok(None))) => return,
+            Raced::Second(Some(Ok(Some(agreed)))) => agreed,
+            Raced::Second(Some(Err(error))) => {
+                tracing::info!("{peer} is refused: {error}");
+                return;
+            }
+        };
+        // It may have gone while the client was being told of it.
+        let Some(export) = self.find(&agreement.export) else { return };
+        let client = Connection::new(executor.clone(), stream, Rc::clone(&export), agreement);
+        export.enter(&client);
+        if let Err(error) = client.serve().await {
+            tracing::info!("{peer}, a client of export '{}', is dropped: {error}", export.name());
+        }
+        export.leave(&client);
+        // `remove` waits for the last client to leave, and the node must be free by then.
+    }
+
+    /// The export a client means. The empty name means the only one, if there is just one.
+    fn find(&self, name: &str) -> Option<Rc<Export>> {
+        let exports = self.0.exports.borrow();
+        let mut open = exports.iter().filter(|export| !export.is_closing());
+        if let Some(found) = open.clone().find(|export| export.name() == name) {
+            return Some(Rc::clone(found));
+        }
+        let only = open.next().filter(|_| name.is_empty() && open.next().is_none());
+        only.cloned()
+    }
+}
+
+impl Catalogue for Server {
+    fn offers(&self) -> Vec<Offer> {
+        let exports = self.0.exports.borrow();
+        exports.iter().filter(|export| !export.is_closing()).map(|export| export.offer()).collect()
+    }
+
+    fn offer(&self, name: &str) -> Option<Offer> {
+        self.find(name).map(|export| export.offer())
     }
 }

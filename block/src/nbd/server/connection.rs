@@ -1,0 +1,209 @@
+//! One client in the transmission phase: reading requests, starting them, sending replies.
+//!
+//! A request is polled once where it was read. On storage that answers at once that is all: no task,
+//! no wake-up. Whatever was answered while one batch of requests was worked through leaves in one
+//! system call; so do the replies of the requests that the disk finishes in one turn.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+use super::export::Export;
+use super::input::Input;
+use super::negotiate::Agreement;
+use super::reply;
+use super::request::Outcome;
+use crate::buf::{BufPool, IoBuf};
+use crate::error::Result;
+use crate::executor::Executor;
+use crate::nbd::proto::cmd;
+use crate::nbd::proto::request::Request;
+use crate::net::{Outbox, Stream, lost};
+use crate::notify::Notify;
+
+/// Most requests of one client that are under way at once.
+const MAX_REQUESTS: usize = 1024;
+/// Memory of one client's requests and replies beyond which it is not read from, bytes: two of the
+/// longest requests. One more may be on its way when the limit is reached.
+const MAX_MEMORY: usize = 64 << 20;
+/// Memory that is kept for the next requests, bytes.
+const KEEP_MEMORY: usize = 8 << 20;
+
+/// A client that uses an export.
+pub(super) struct Connection {
+    pub(super) export: Rc<Export>,
+    pub(super) agreement: Agreement,
+    pub(super) pool: BufPool,
+    executor: Executor,
+    stream: Stream,
+    outbox: RefCell<Outbox>,
+    under_way: Cell<usize>,
+    finished: Notify,
+    /// The reader is working through a batch and will send what it leads to.
+    reading: Cell<bool>,
+    /// The writer has something to do.
+    to_send: Cell<bool>,
+    /// The socket is full: the writer waits for it.
+    blocked: Cell<bool>,
+    over: Cell<bool>,
+    wake_writer: Notify,
+}
+
+impl Connection {
+    pub(super) fn new(
+        executor: Executor,
+        stream: Stream,
+        export: Rc<Export>,
+        agreement: Agreement,
+    ) -> Rc<Connection> {
+        Rc::new(Connection {
+            export,
+            agreement,
+            pool: BufPool::new(KEEP_MEMORY),
+            executor,
+            stream,
+            outbox: RefCell::default(),
+            under_way: Cell::new(0),
+            finished: Notify::new(),
+            reading: Cell::new(false),
+            to_send: Cell::new(false),
+            blocked: Cell::new(false),
+            over: Cell::new(false),
+            wake_writer: Notify::new(),
+        })
+    }
+
+    /// Serves until the client leaves, is thrown out, or breaks the protocol (the error says how).
+    /// Afterwards none of its requests is under way.
+    pub(super) async fn serve(self: &Rc<Self>) -> Result<()> {
+        let this = Rc::clone(self);
+        let writer = self.executor.spawn(async move { this.write().await });
+        let result = self.read().await;
+        // A client that says goodbye still gets the replies that it is owed.
+        self.finished.wait_until(|| self.under_way.get() == 0).await;
+        self.over.set(true);
+        self.wake_writer.notify_all();
+        writer.await;
+        self.stream.say_goodbye();
+        self.stream.shut_down();
+        result
+    }
+
+    /// Throws the client out. Requests under way go on; their replies reach nobody.
+    pub(super) fn shut_down(&self) {
+        self.stream.shut_down();
+        self.to_send.set(true);
+        self.wake_writer.notify_all();
+    }
+
+    async fn read(self: &Rc<Self>) -> Result<()> {
+        let mut input = Input::new(self.agreement.style, &self.pool);
+        loop {
+            self.reading.set(true);
+            let goes_on = self.work_through(&mut input).await;
+            self.reading.set(false);
+            self.send_now();
+            if !goes_on? {
+                return Ok(());
+            }
+            match input.receive(&self.stream) {
+                Ok(0) => return Ok(()),
+                // Others have their turn, and meanwhile more may arrive.
+                Ok(_) => self.executor.yield_now().await,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stream.readable().await?;
+                }
+                Err(error) => return Err(lost(error)),
+            }
+        }
+    }
+
+    /// Starts every request that has been received; whether the client stays.
+    async fn work_through(self: &Rc<Self>, input: &mut Input) -> Result<bool> {
+        while let Some((request, payload)) = input.next()? {
+            if request.command == cmd::DISC {
+                return Ok(false);
+            }
+            if self.is_full() {
+                self.reading.set(false);
+                self.send_now();
+                self.finished.wait_until(|| self.under_way.get() < MAX_REQUESTS).await;
+                self.pool.at_most(MAX_MEMORY).await;
+                self.reading.set(true);
+            }
+            self.start(request, payload);
+        }
+        Ok(true)
+    }
+
+    fn is_full(&self) -> bool {
+        self.under_way.get() >= MAX_REQUESTS || self.pool.out() > MAX_MEMORY
+    }
+
+    fn start(self: &Rc<Self>, request: Request, payload: IoBuf) {
+        self.under_way.set(self.under_way.get() + 1);
+        let this = Rc::clone(self);
+        let mut task = Box::pin(async move {
+            let outcome = this.perform(&request, payload).await;
+            this.answer(&request, outcome);
+        });
+        // Whoever is not done at once is polled again as a task, with the waker of one.
+        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            drop(self.executor.spawn(task));
+        }
+    }
+
+    fn answer(&self, request: &Request, outcome: Outcome) {
+        reply::encode(&self.agreement, request, outcome, &mut self.outbox.borrow_mut());
+        self.under_way.set(self.under_way.get() - 1);
+        self.finished.notify_all();
+        if !self.reading.get() && !self.to_send.replace(true) {
+            self.wake_writer.notify_all();
+        }
+    }
+
+    /// Sends what is there, unless the writer waits for room in the socket.
+    fn send_now(&self) {
+        if self.blocked.get() || self.outbox.borrow().is_empty() {
+            return;
+        }
+        if let Err(error) = self.try_send() {
+            // The writer waits for room, or finds out what is wrong.
+            self.blocked.set(error.kind() == io::ErrorKind::WouldBlock);
+            self.to_send.set(true);
+            self.wake_writer.notify_all();
+        }
+    }
+
+    fn try_send(&self) -> io::Result<()> {
+        self.outbox.borrow_mut().send(&self.stream)
+    }
+
+    /// Sends what the reader could not, and the replies of requests that took longer.
+    async fn write(&self) {
+        loop {
+            self.wake_writer.wait_until(|| self.to_send.get() || self.over.get()).await;
+            if !self.to_send.replace(false) {
+                return;
+            }
+            if self.blocked.get() && self.stream.writable().await.is_err() {
+                self.stream.shut_down();
+            }
+            match self.try_send() {
+                Ok(()) => self.blocked.set(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked.set(true);
+                    self.to_send.set(true);
+                }
+                Err(error) => {
+                    tracing::debug!("a client of export '{}' is gone: {error}", self.export.name());
+                    self.outbox.borrow_mut().clear();
+                    self.blocked.set(false);
+                    self.stream.shut_down();
+                }
+            }
+        }
+    }
+}

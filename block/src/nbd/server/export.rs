@@ -1,0 +1,226 @@
+//! One export: a node under a name, and the clients that use it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use super::connection::Connection;
+use super::negotiate::Offer;
+use super::{ExportInfo, ExportOptions};
+use crate::backend::{BackendKind, BlockBackend};
+use crate::bitmap::BitmapState;
+use crate::driver::LocalBoxFuture;
+use crate::edge::{ChildRole, EdgePerms, Perms};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::BlockGraph;
+use crate::nbd::proto::{ALLOCATION_DEPTH, BASE_ALLOCATION, DIRTY_BITMAP, MAX_STRING, export};
+use crate::node::{AttachedBitmap, BlockNode};
+use crate::notify::Notify;
+
+/// Smallest unit that clients are told to prefer, bytes: a page.
+const PREFERRED_BLOCK: u32 = 4096;
+
+/// What block status can report.
+pub(super) enum Context {
+    /// Holes and zeroes, as seen through the whole chain.
+    Allocation,
+    /// In which layer of the chain the data is.
+    Depth,
+    /// Dirty or clean.
+    Bitmap(Rc<AttachedBitmap>),
+}
+
+/// A node under a name.
+pub(super) struct Export {
+    pub(super) options: ExportOptions,
+    pub(super) backend: BlockBackend,
+    pub(super) contexts: Vec<Context>,
+    closing: Cell<bool>,
+    clients: RefCell<Vec<Weak<Connection>>>,
+    client_left: Notify,
+}
+
+impl Export {
+    /// Claims the node for what clients may do. An inactive node that they may write to becomes
+    /// active.
+    pub(super) async fn new(graph: &BlockGraph, options: ExportOptions) -> Result<Rc<Export>> {
+        let node = graph.device_or_node(&options.node_name)?;
+        if let Some(text) = [&options.name, &options.description]
+            .into_iter()
+            .flatten()
+            .find(|s| s.len() > MAX_STRING)
+        {
+            let context = format!("export name or description '{text:.32}…' too long");
+            return Err(Error::new(ErrorKind::InvalidArgument, context));
+        }
+        if options.writable {
+            activate(graph, &node).await?;
+        }
+        let bitmaps = find_bitmaps(&node, &options)?;
+        let needs = if options.writable {
+            Perms::CONSISTENT_READ | Perms::WRITE
+        } else {
+            Perms::CONSISTENT_READ
+        };
+        let perms = EdgePerms { needs, shares: Perms::ALL };
+        let backend = graph.add_backend(BackendKind::Export, &options.id, &node, perms)?;
+        let mut contexts = vec![Context::Allocation];
+        for bitmap in bitmaps {
+            bitmap.busy.set(true);
+            contexts.push(Context::Bitmap(bitmap));
+        }
+        if options.allocation_depth {
+            contexts.push(Context::Depth);
+        }
+        Ok(Rc::new(Export {
+            options,
+            backend,
+            contexts,
+            closing: Cell::new(false),
+            clients: RefCell::default(),
+            client_left: Notify::new(),
+        }))
+    }
+
+    /// The name that clients ask for.
+    pub(super) fn name(&self) -> &str {
+        self.options.name.as_deref().unwrap_or(&self.options.node_name)
+    }
+
+    /// What a client is told of it.
+    pub(super) fn offer(&self) -> Offer {
+        let mut flags =
+            export::HAS_FLAGS | export::SEND_FLUSH | export::SEND_FUA | export::SEND_CACHE;
+        // One graph serves all connections, so a flush on one covers the writes of all.
+        flags |= export::CAN_MULTI_CONN;
+        flags |= if self.options.writable {
+            export::SEND_TRIM | export::SEND_WRITE_ZEROES | export::SEND_FAST_ZERO
+        } else {
+            export::READ_ONLY
+        };
+        let name = |context: &Context| match context {
+            Context::Allocation => BASE_ALLOCATION.to_owned(),
+            Context::Depth => ALLOCATION_DEPTH.to_owned(),
+            Context::Bitmap(bitmap) => {
+                format!("{DIRTY_BITMAP}{}", bitmap.name.as_deref().unwrap_or_default())
+            }
+        };
+        Offer {
+            name: self.name().to_owned(),
+            description: self.options.description.clone(),
+            size: self.backend.len(),
+            flags,
+            preferred_block: self.backend.node().limits().request_alignment.max(PREFERRED_BLOCK),
+            contexts: self.contexts.iter().map(name).collect(),
+        }
+    }
+
+    pub(super) fn info(&self) -> ExportInfo {
+        ExportInfo {
+            id: self.options.id.clone(),
+            node_name: self.backend.node().name().to_owned(),
+            shutting_down: self.closing.get(),
+            clients: self.clients().len(),
+        }
+    }
+
+    /// The clients that use it now.
+    pub(super) fn clients(&self) -> Vec<Rc<Connection>> {
+        self.clients.borrow().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    pub(super) fn enter(&self, client: &Rc<Connection>) {
+        self.clients.borrow_mut().push(Rc::downgrade(client));
+    }
+
+    pub(super) fn leave(&self, client: &Rc<Connection>) {
+        self.clients.borrow_mut().retain(|other| !std::ptr::eq(other.as_ptr(), Rc::as_ptr(client)));
+        self.client_left.notify_all();
+    }
+
+    /// Disconnects everybody and waits until their requests are over.
+    pub(super) async fn close(&self) {
+        self.closing.set(true);
+        for client in self.clients() {
+            client.shut_down();
+        }
+        self.client_left.wait_until(|| self.clients.borrow().is_empty()).await;
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        for context in &self.contexts {
+            if let Context::Bitmap(bitmap) = context {
+                bitmap.busy.set(false);
+            }
+        }
+    }
+}
+
+/// Takes ownership of a node and of what lies below, lowest first. What was taken stays taken when
+/// something above it refuses: owning an image nobody else wants harms nobody.
+fn activate<'a>(graph: &'a BlockGraph, node: &'a BlockNode) -> LocalBoxFuture<'a, Result<()>> {
+    Box::pin(async move {
+        if node.is_active() {
+            return Ok(());
+        }
+        for child in node.children() {
+            activate(graph, &child.node()).await?;
+        }
+        node.activate(None).await
+    })
+}
+
+/// The bitmaps to export, looked for on the node and along its chain.
+fn find_bitmaps(node: &BlockNode, options: &ExportOptions) -> Result<Vec<Rc<AttachedBitmap>>> {
+    let refused = |text: String| Err(Error::new(ErrorKind::InvalidArgument, text));
+    let mut found: Vec<Rc<AttachedBitmap>> = Vec::new();
+    for name in &options.bitmaps {
+        let Some(bitmap) = find_bitmap(node, name) else {
+            return refused(format!("Bitmap '{name}' is not found"));
+        };
+        if bitmap.busy.get() || found.iter().any(|other| Rc::ptr_eq(other, &bitmap)) {
+            let context = format!(
+                "Bitmap '{name}' is currently in use by another operation and cannot be used"
+            );
+            return Err(Error::new(ErrorKind::Busy, context));
+        }
+        match bitmap.bits.borrow().state() {
+            BitmapState::Inconsistent => {
+                return refused(format!("Bitmap '{name}' is inconsistent and cannot be used"));
+            }
+            BitmapState::Recording if !options.writable && !node.is_read_only() => {
+                return refused(format!(
+                    "Enabled bitmap '{name}' incompatible with readonly export"
+                ));
+            }
+            _ => {}
+        }
+        if DIRTY_BITMAP.len() + name.len() > MAX_STRING {
+            return refused(format!("Bitmap name '{name:.32}…' too long to export"));
+        }
+        found.push(bitmap);
+    }
+    Ok(found)
+}
+
+fn find_bitmap(node: &BlockNode, name: &str) -> Option<Rc<AttachedBitmap>> {
+    let mut layer = Some(node.clone());
+    while let Some(node) = layer {
+        let found = node.bitmaps().into_iter().find(|bitmap| bitmap.name.as_deref() == Some(name));
+        if found.is_some() {
+            return found;
+        }
+        layer = super::status::below(&node).map(|(node, _)| node);
+    }
+    None
+}
+
+/// The child that a format or filter shows where it has nothing itself.
+pub(super) fn child_of(node: &BlockNode, role: ChildRole) -> Option<BlockNode> {
+    node.children().into_iter().find(|edge| edge.role() == role).map(|edge| edge.node())
+}

@@ -1,0 +1,136 @@
+//! A listening socket.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, Socket as Raw, Type};
+
+use super::connect::resolve;
+use super::socket::Socket;
+use super::{SocketAddress, Stream};
+use crate::error::{Error, ErrorKind, Result};
+use crate::executor::Executor;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+/// How long to wait when the process has no descriptors left.
+const EXHAUSTED_DELAY: Duration = Duration::from_millis(100);
+
+/// A listening socket. One in the file system is removed with it.
+pub(crate) struct Listener {
+    executor: Executor,
+    raw: Raw,
+    address: SocketAddress,
+}
+
+impl Listener {
+    /// Listens. A socket in the file system that nobody removed is replaced.
+    pub(crate) async fn bind(executor: &Executor, address: &SocketAddress) -> Result<Listener> {
+        let failed =
+            |error: io::Error| Error::from_io(error, format!("Failed to bind socket to {address}"));
+        let candidates = match address {
+            SocketAddress::Unix { path } => {
+                remove_socket(Path::new(path)).map_err(failed)?;
+                vec![SockAddr::unix(path).map_err(failed)?]
+            }
+            SocketAddress::Inet { host, port, .. } if host.is_empty() => everywhere(port)?,
+            SocketAddress::Inet { .. } => {
+                let found = resolve(executor, address).await?;
+                found.into_iter().map(SockAddr::from).collect()
+            }
+        };
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for candidate in candidates {
+            match bind_one(&candidate) {
+                Ok(raw) => {
+                    let address = bound(&raw, address).map_err(failed)?;
+                    return Ok(Listener { executor: executor.clone(), raw, address });
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(failed(last))
+    }
+
+    /// Where it listens, with the port that the host chose.
+    pub(crate) fn address(&self) -> &SocketAddress {
+        &self.address
+    }
+
+    /// The next connection. Errors of the host are waited out: they pass.
+    pub(crate) async fn accept(&self) -> Result<Stream> {
+        loop {
+            let accepted = self.raw.accept().and_then(|(raw, _)| Socket::new(raw, true));
+            match accepted {
+                Ok(socket) => return Ok(Stream::new(self.executor.clone(), socket)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.executor.readable(self.raw.as_raw_fd()).await?;
+                }
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection on {}: {error}", self.address);
+                    self.executor.sleep(EXHAUSTED_DELAY).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let SocketAddress::Unix { path } = &self.address
+            && let Err(error) = remove_socket(Path::new(path))
+        {
+            tracing::warn!("cannot remove the socket '{path}': {error}");
+        }
+    }
+}
+
+fn bind_one(address: &SockAddr) -> io::Result<Raw> {
+    let domain = Domain::from(i32::from(address.family()));
+    let raw = Raw::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+    if !address.is_unix() {
+        raw.set_reuse_address(true)?;
+    }
+    raw.bind(address)?;
+    raw.listen(BACKLOG)?;
+    Ok(raw)
+}
+
+/// All addresses of this host: with IPv6 sockets that take IPv4 too, else with IPv4 alone.
+fn everywhere(port: &str) -> Result<Vec<SockAddr>> {
+    let port: u16 = port.parse().map_err(|_invalid| {
+        Error::new(ErrorKind::InvalidArgument, format!("'{port}' is not a port number"))
+    })?;
+    let (six, four) = (Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into());
+    Ok([six, four].map(|host| SockAddr::from(SocketAddr::new(host, port))).to_vec())
+}
+
+fn bound(raw: &Raw, asked: &SocketAddress) -> io::Result<SocketAddress> {
+    let local = raw.local_addr()?.as_socket();
+    Ok(match (asked, local) {
+        (SocketAddress::Inet { host, keep_alive, ipv4, ipv6, .. }, Some(local)) => {
+            SocketAddress::Inet {
+                host: host.clone(),
+                port: local.port().to_string(),
+                keep_alive: *keep_alive,
+                ipv4: *ipv4,
+                ipv6: *ipv6,
+            }
+        }
+        _ => asked.clone(),
+    })
+}
+
+/// Removes a socket, and nothing else, that is in the way.
+fn remove_socket(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(path),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is there and no socket")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
