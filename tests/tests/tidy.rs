@@ -32,10 +32,11 @@ const STATE_ONLY: [&str; 4] = ["state", "Error", "Result", "{Error as StateError
 
 /// Where unsafe code may be opened (a file, or a folder with all below it), and what for. Tests and benches may
 /// open it too: what they do wrong they do to themselves.
-const UNSAFE: [(&str, &str); 16] = [
+const UNSAFE: [(&str, &str); 17] = [
     ("block/src/buf.rs", "buffers over memory that someone else may change"),
     ("block/src/io/pool.rs", "positioned reads and writes by raw address"),
     ("block/src/io/ring.rs", "io_uring"),
+    ("block/src/net/socket.rs", "sockets that send and receive such buffers"),
     ("block/src/sys.rs", "system calls of files"),
     ("devices/src/virtio/guest_buf.rs", "guest memory as buffers"),
     ("migration/src/ram/mapped.rs", "guest memory as pages"),

@@ -106,6 +106,7 @@ impl Connection {
             fua: self.is_durable(request),
             may_unmap: request.flags & flag::NO_HOLE == 0,
             no_fallback: request.flags & flag::FAST_ZERO != 0,
+            ..WriteFlags::NONE
         };
         self.export.backend.write_zeroes(range, flags).await?;
         Ok(Outcome::Done)
