@@ -14,4 +14,4 @@ pub use model::Model;
 pub use overlay::Overlay;
 pub use rng::Rng;
 pub use sim_disk::{SimCounts, SimDisk, SimOptions};
-pub use tool::{have_tool, run_tool, tool};
+pub use tool::{have_tool, tool};

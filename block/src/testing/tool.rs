@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 /// Whether `program` can be run; when it cannot, says that the test is skipped, on standard error
 /// and in the file that `FERRY_SKIPPED` names.
@@ -27,21 +27,13 @@ pub fn have_tool(program: &str) -> bool {
     found
 }
 
-/// Runs `program` to its end, whatever that is.
-///
-/// # Panics
-/// It cannot be started.
-pub fn run_tool(program: &str, arguments: &[&str]) -> Output {
-    let output = Command::new(program).args(arguments).output();
-    output.unwrap_or_else(|error| panic!("cannot run {program}: {error}"))
-}
-
 /// Runs `program`, which must succeed; gives what it printed.
 ///
 /// # Panics
 /// It fails, or cannot be started.
 pub fn tool(program: &str, arguments: &[&str]) -> String {
-    let output = run_tool(program, arguments);
+    let output = Command::new(program).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {}: {errors}", arguments.join(" "));
     String::from_utf8_lossy(&output.stdout).into_owned()

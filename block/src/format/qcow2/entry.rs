@@ -219,6 +219,12 @@ impl L2Entry {
         Ok(Cluster::Standard { host, parts })
     }
 
+    /// The host address of a standard cluster in the image file, however wrong the entry is.
+    pub(super) fn host_bits(self, geometry: Geometry) -> Option<u64> {
+        let at = self.descriptor & OFFSET;
+        (!self.is_compressed() && !geometry.has_external_data() && at != 0).then_some(at)
+    }
+
     /// The refcount is exactly one, so that the cluster may be written in place.
     pub fn is_copied(self) -> bool {
         self.descriptor & COPIED != 0

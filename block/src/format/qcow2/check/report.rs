@@ -1,0 +1,59 @@
+//! What a check found.
+
+/// Most findings that are kept as text; the numbers count all.
+const MAX_MESSAGES: usize = 1000;
+
+/// What a check found, with the numbers of `qemu-img check`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Structures that contradict each other: data may be lost.
+    pub corruptions: u64,
+    /// Clusters that are taken but not used: only space is lost.
+    pub leaks: u64,
+    /// What could not be checked.
+    pub check_errors: u64,
+    /// Corruptions that were there and are no more.
+    pub corruptions_fixed: u64,
+    /// Leaks that were there and are no more.
+    pub leaks_fixed: u64,
+    /// Clusters of the virtual disk.
+    pub total_clusters: u64,
+    /// Of these, the ones that the image has.
+    pub allocated_clusters: u64,
+    /// Of these, the ones that do not follow the one before.
+    pub fragmented_clusters: u64,
+    /// Of these, the compressed ones.
+    pub compressed_clusters: u64,
+    /// End of the last cluster in use, in bytes.
+    pub image_end_offset: u64,
+    /// The first findings, for people.
+    pub messages: Vec<String>,
+}
+
+impl CheckReport {
+    /// Whether nothing at all is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.corruptions == 0 && self.leaks == 0 && self.check_errors == 0
+    }
+
+    pub(super) fn corrupt(&mut self, text: impl Into<String>) {
+        self.corruptions += 1;
+        self.say("ERROR", text);
+    }
+
+    pub(super) fn leak(&mut self, text: impl Into<String>) {
+        self.leaks += 1;
+        self.say("Leaked", text);
+    }
+
+    pub(super) fn fail(&mut self, text: impl Into<String>) {
+        self.check_errors += 1;
+        self.say("ERROR", text);
+    }
+
+    fn say(&mut self, what: &str, text: impl Into<String>) {
+        if self.messages.len() < MAX_MESSAGES {
+            self.messages.push(format!("{what} {}", text.into()));
+        }
+    }
+}
