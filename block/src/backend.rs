@@ -14,6 +14,7 @@ use crate::buf::IoBuf;
 use crate::driver::{Extent, WriteFlags};
 use crate::edge::{Edge, Perms};
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::throttle::{Direction, ThrottleGroup, ThrottleMember};
 use crate::node::{BlockNode, BlockStats, Counters, OpKind};
 use crate::notify::Notify;
 
@@ -55,6 +56,7 @@ pub(crate) struct BackendInner {
     counters: Counters,
     executor: crate::executor::Executor,
     tag: RefCell<Option<String>>,
+    throttle: RefCell<Option<Rc<ThrottleMember>>>,
 }
 
 /// Counts who is inside and keeps others out while it is closed.
@@ -132,6 +134,7 @@ impl BlockBackend {
             counters: Counters::default(),
             executor,
             tag: RefCell::default(),
+            throttle: RefCell::default(),
         }))
     }
 
@@ -188,6 +191,21 @@ impl BlockBackend {
     /// Sets that text.
     pub fn set_tag(&self, tag: impl Into<String>) {
         self.0.tag.replace(Some(tag.into()));
+    }
+
+    /// The group whose limits hold for it, if any: what `block_set_io_throttle` put it into.
+    pub fn throttle(&self) -> Option<ThrottleGroup> {
+        self.0.throttle.borrow().as_ref().map(|member| member.group().clone())
+    }
+
+    /// Puts it into a group, or into none. What waits for an old group's limits goes on at once.
+    pub fn set_throttle(&self, group: Option<&ThrottleGroup>) {
+        let gate = Rc::clone(&self.0.gate);
+        // A drain waits for what is inside the gate, so that must not be held up.
+        let member = group.map(|group| Rc::new(group.join(move || !gate.is_open())));
+        if let Some(old) = self.0.throttle.replace(member) {
+            old.leave();
+        }
     }
 
     /// Waits until the gate is open, then goes in.
@@ -255,6 +273,7 @@ impl Pass {
     /// See [`BlockNode::read`].
     pub async fn read(&self, at: u64, into: IoBuf) -> Result<()> {
         let range = at..at.saturating_add(into.len() as u64);
+        self.admit(Direction::Read, &range).await;
         let started = self.backend.executor.turn_time();
         let result = self.backend.edge.read(at, into).await;
         self.count(OpKind::Read, &range, started, result)
@@ -264,6 +283,7 @@ impl Pass {
     pub async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
         self.check(Perms::WRITE)?;
         let range = at..at.saturating_add(from.len() as u64);
+        self.admit(Direction::Write, &range).await;
         let started = self.backend.executor.turn_time();
         let result = self.backend.edge.write(at, from, flags).await;
         self.count(OpKind::Write, &range, started, result)
@@ -272,6 +292,7 @@ impl Pass {
     /// See [`BlockNode::write_zeroes`].
     pub async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
         self.check(Perms::WRITE)?;
+        self.admit(Direction::Write, &range).await;
         let started = self.backend.executor.turn_time();
         let result = self.backend.edge.write_zeroes(range.clone(), flags).await;
         self.count(OpKind::Write, &range, started, result)
@@ -280,6 +301,7 @@ impl Pass {
     /// See [`BlockNode::discard`].
     pub async fn discard(&self, range: Range<u64>) -> Result<()> {
         self.check(Perms::WRITE)?;
+        self.admit(Direction::Write, &range).await;
         let started = self.backend.executor.turn_time();
         let result = self.backend.edge.discard(range.clone()).await;
         self.count(OpKind::Discard, &range, started, result)
@@ -295,6 +317,16 @@ impl Pass {
     /// See [`BlockNode::map`].
     pub async fn map(&self, range: Range<u64>) -> Result<Extent> {
         self.backend.edge.map(range).await
+    }
+
+    /// Waits for the limits that hold for this root.
+    async fn admit(&self, direction: Direction, range: &Range<u64>) {
+        let member = self.backend.throttle.borrow().clone();
+        if let Some(member) = member {
+            // Boxed: the future of a request without limits stays small.
+            let bytes = range.end.saturating_sub(range.start);
+            Box::pin(member.admit(direction, bytes)).await;
+        }
     }
 
     /// Who forgot to ask for a permission would get past the checks of all others.

@@ -16,13 +16,14 @@ const LONG_FILE: usize = 500;
 const LONG_FILES: [(&str, &str); 0] = [];
 
 /// Which of our crates a crate may depend on.
-const IMPORTS: [(&str, &[&str]); 8] = [
+const IMPORTS: [(&str, &[&str]); 9] = [
     ("block", &[]),
     ("api", &[]),
+    ("img", &["ferry-block"]),
     ("migration", &[]),
     ("devices", &["ferry-block", "ferry-migration"]),
     ("storage", &["ferry-api", "ferry-block"]),
-    ("vmm", &["ferry-api", "ferry-block", "ferry-devices", "ferry-migration", "ferry-storage"]),
+    ("vmm", &["ferry-api", "ferry-block", "ferry-devices", "ferry-img", "ferry-migration", "ferry-storage"]),
     ("tests", &["ferry-api", "ferry-block", "ferry-devices", "ferry-migration"]),
     ("xtask", &["ferry-tests"]),
 ];

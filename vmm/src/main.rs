@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use ferry_api::cli::{self, ClientCommand};
+use ferry_img::ImgCommand;
 use ferry_vmm::config::RunArgs;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
@@ -20,6 +21,9 @@ struct Arguments {
 enum Command {
     /// Boot a guest, or wait for one that migrates here
     Run(Box<RunArgs>),
+    /// Make, look at, check and copy disk images
+    #[command(subcommand)]
+    Img(ImgCommand),
     #[command(flatten)]
     Client(ClientCommand),
 }
@@ -33,6 +37,7 @@ fn main() -> ExitCode {
             say(&ending);
             ExitCode::from(ending.status())
         }
+        Command::Img(command) => ferry_img::run(&command),
         Command::Client(command) => cli::run(command).unwrap_or_else(|error| {
             say(&error);
             ExitCode::FAILURE

@@ -71,6 +71,7 @@ pub struct ThrottleMember {
 struct MemberInner {
     /// Whether its requests must not be held up, as somebody waits for them to end.
     hurried: Box<dyn Fn() -> bool>,
+    left: Cell<bool>,
     requests: [RefCell<VecDeque<Weak<Request>>>; 2],
 }
 
@@ -164,7 +165,11 @@ impl ThrottleGroup {
 
     /// Puts a disk into the group. While `hurried` says so its requests do not wait.
     pub fn join(&self, hurried: impl Fn() -> bool + 'static) -> ThrottleMember {
-        let inner = MemberInner { hurried: Box::new(hurried), requests: Default::default() };
+        let inner = MemberInner {
+            hurried: Box::new(hurried),
+            left: Cell::new(false),
+            requests: Default::default(),
+        };
         ThrottleMember { group: self.clone(), inner: Rc::new(inner) }
     }
 }
@@ -175,13 +180,19 @@ impl ThrottleMember {
         &self.group
     }
 
+    /// Lets everything go that waits; from now on nothing does.
+    pub fn leave(&self) {
+        self.inner.left.set(true);
+        self.group.0.change();
+    }
+
     /// Waits until a request of so many bytes may start, and counts it.
     pub async fn admit(&self, direction: Direction, bytes: u64) {
         let group = &self.group.0;
         let waiting = group.waiting(direction);
         let free = waiting.members.borrow().is_empty()
             && group.meter.borrow_mut().wait(direction, group.now()) == 0;
-        if free || (self.inner.hurried)() {
+        if free || self.inner.is_hurried() {
             group.meter.borrow_mut().count(direction, bytes);
             return;
         }
@@ -255,7 +266,7 @@ impl GroupInner {
         let mut timer = pin!(self.executor.sleep_until(until));
         let mut changed = pin!(self.changed.wait_until(|| self.changes.get() != seen));
         let mut hurried = pin!(self.drain_began.wait_until(|| {
-            self.waiting(direction).members.borrow().iter().any(|member| (member.hurried)())
+            self.waiting(direction).members.borrow().iter().any(|member| member.is_hurried())
         }));
         poll_fn(|cx| {
             let ready = timer.as_mut().poll(cx).is_ready()
@@ -279,8 +290,7 @@ impl GroupInner {
     fn admit_hurried(&self, direction: Direction) {
         let members = std::mem::take(&mut *self.waiting(direction).members.borrow_mut());
         for member in members {
-            let hurried = (member.hurried)();
-            if hurried {
+            if member.is_hurried() {
                 while self.admit_one(&member, direction) {}
             } else if member.drop_given_up(direction) {
                 self.waiting(direction).members.borrow_mut().push_back(member);
@@ -304,6 +314,10 @@ impl GroupInner {
 }
 
 impl MemberInner {
+    fn is_hurried(&self) -> bool {
+        self.left.get() || (self.hurried)()
+    }
+
     /// Forgets requests whose futures were dropped; whether any is left.
     fn drop_given_up(&self, direction: Direction) -> bool {
         let mut requests = self.requests[direction as usize].borrow_mut();

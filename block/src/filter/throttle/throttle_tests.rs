@@ -289,3 +289,35 @@ fn limits_that_contradict_themselves_are_refused_in_qemus_words() {
     }
     assert!(none.check().is_ok() && !none.is_limited());
 }
+
+#[test]
+fn a_device_is_limited_by_itself_and_let_go_when_it_leaves() {
+    let (executor, graph) = rig();
+    let (disk, group) = executor.block_on(async {
+        let sim = SimDisk::new(graph.executor(), SimOptions::new(CONFORMANCE_LEN, 1).instant());
+        let node = graph.add(Some("n0"), sim, NodeOptions::default()).await.unwrap();
+        let perms = EdgePerms::READ_WRITE;
+        let disk = graph.add_backend(BackendKind::Device, "d0", &node, perms).unwrap();
+        let group = ThrottleGroup::find_or_make(&graph, "d0");
+        (disk, group)
+    });
+    disk.set_throttle(Some(&group));
+    group.set_limits(ThrottleLimits { iops_write: 10, ..Default::default() }).unwrap();
+    assert_eq!(disk.throttle().unwrap().name(), "d0");
+    let done = load(&executor, &disk, true, 512, 8);
+    executor.advance(SECOND * 10);
+    in_range(done.get(), 100..=104);
+    // The drain must not take the second that the next request would have to wait.
+    let start = executor.clock().now();
+    executor.block_on(async { drop(graph.drain(&disk.node(), &[]).await) });
+    assert_eq!(executor.clock().now(), start);
+    group.set_limits(ThrottleLimits { bps_write: 1, ..Default::default() }).unwrap();
+    executor.advance(SECOND * 10);
+    let waiting = executor.spawn({
+        let disk = disk.clone();
+        async move { disk.write(0, IoBuf::alloc(512), WriteFlags::NONE).await }
+    });
+    executor.advance(SECOND * 10);
+    assert!(!waiting.is_finished());
+    drop(done);
+}

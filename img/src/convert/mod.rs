@@ -1,0 +1,219 @@
+//! `convert`: copies images, one after the other, into one.
+//!
+//! Here are the arguments and what surrounds the copy; [`copy`] moves the bytes.
+
+mod copy;
+
+use clap::Args;
+use ferry_block::BlockNode;
+
+use crate::create::{self, New};
+use crate::failure::{Failure, Result};
+use crate::progress::Progress;
+use crate::session::{Access, Cache, Image, Request, Session};
+use crate::size;
+
+pub(crate) use copy::{Copy, Source};
+
+/// Requests at once, as in QEMU.
+const DEFAULT_DEPTH: u16 = 8;
+/// Shortest run of zeroes that is worth a hole, bytes.
+const DEFAULT_SPARSE: u64 = 4096;
+
+/// Arguments of `convert`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Format of the sources
+    #[arg(short)]
+    format: Option<String>,
+    /// Format of the target
+    #[arg(short = 'O', default_value = "raw")]
+    target_format: String,
+    /// Options of the target's format, as key=value,...
+    #[arg(short)]
+    options: Vec<String>,
+    /// The target's image below; what it holds is not copied
+    #[arg(short = 'B')]
+    backing: Option<String>,
+    /// Format of the target's image below
+    #[arg(short = 'F')]
+    backing_format: Option<String>,
+    /// Compress the target
+    #[arg(short)]
+    compress: bool,
+    /// The target is there already
+    #[arg(short = 'n')]
+    no_create: bool,
+    /// The target reads as zeroes
+    #[arg(long)]
+    target_is_zero: bool,
+    /// Requests at once
+    #[arg(short = 'm')]
+    depth: Option<u16>,
+    /// Write in any order
+    #[arg(short = 'W')]
+    any_order: bool,
+    /// Shortest run of zeroes to leave out; 0 writes everything
+    #[arg(short = 'S')]
+    sparse: Option<String>,
+    /// Bytes a second at most
+    #[arg(short)]
+    rate: Option<String>,
+    /// Cache mode of the target
+    #[arg(short, default_value = "unsafe")]
+    target_cache: String,
+    /// Cache mode of the sources
+    #[arg(short = 'T', default_value = "writeback")]
+    source_cache: String,
+    /// Go on after errors of the sources, with zeroes
+    #[arg(long)]
+    salvage: bool,
+    /// Show a progress bar
+    #[arg(short)]
+    progress: bool,
+    /// Say nothing
+    #[arg(short)]
+    quiet: bool,
+    /// Also while other programs write to the sources
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    /// The sources are named by options
+    #[arg(long)]
+    image_opts: bool,
+    /// The target is named by options
+    #[arg(long)]
+    target_image_opts: bool,
+    /// The sources, then the target
+    #[arg(required = true)]
+    filenames: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
+    check(arguments)?;
+    Session::run(async |session| {
+        let (target, sources) = match arguments.filenames.split_last() {
+            Some(split) if !split.1.is_empty() => split,
+            _ => return Err(Failure::new("Must specify image file name")),
+        };
+        let sources = open_sources(session, arguments, sources).await?;
+        let len = sources.iter().map(Image::len).sum();
+        let target = open_target(session, arguments, target, len).await?;
+        if target.len() < len {
+            return Err(Failure::new(format!(
+                "{}: output file is smaller than input file",
+                target.name
+            )));
+        }
+        let base = match &arguments.backing {
+            Some(_) => Some(backing_of(session, &sources, &target)?),
+            None => None,
+        };
+        let copy = Copy {
+            sources: sources.iter().map(|image| Source::new(image, base.clone())).collect(),
+            target: target.root.clone(),
+            len,
+            depth: arguments.depth.unwrap_or(DEFAULT_DEPTH),
+            ordered: !arguments.any_order,
+            compressed: arguments.compress,
+            cluster: u64::from(target.node.limits().discard_granularity),
+            sparse: arguments.sparse.as_deref().map_or(Ok(DEFAULT_SPARSE), size::parse)?,
+            // A new image is empty, and so shows what lies below it.
+            zero: arguments.target_is_zero || (!arguments.no_create && base.is_none()),
+            salvage: arguments.salvage,
+            rate: arguments.rate.as_deref().map(size::parse).transpose()?,
+        };
+        let progress = Progress::new(arguments.progress, len);
+        copy.run(session, &progress).await?;
+        if !Cache::parse(&arguments.target_cache)?.no_flush {
+            target.root.flush().await?;
+        }
+        progress.finish();
+        Ok(0)
+    })
+}
+
+/// Refuses arguments that do not go together.
+fn check(arguments: &Arguments) -> Result<()> {
+    let refuse = |text: &str| Err(Failure::new(text));
+    if arguments.target_is_zero && !arguments.no_create {
+        return refuse("--target-is-zero requires use of -n flag");
+    }
+    if arguments.target_image_opts && !arguments.no_create {
+        return refuse("--target-image-opts requires use of -n flag");
+    }
+    if arguments.no_create && !arguments.options.is_empty() {
+        crate::say(&"warning: -o has no effect when skipping image creation");
+    }
+    if arguments.any_order && arguments.compress {
+        return refuse("Out of order write and compress are mutually exclusive");
+    }
+    if arguments.compress && arguments.target_format != "qcow2" {
+        return refuse("Compression not supported for this file format");
+    }
+    match arguments.depth {
+        Some(depth) if !(1..=16).contains(&depth) => {
+            refuse("Invalid number of coroutines. Allowed number of coroutines is between 1 and 16")
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn open_sources(
+    session: &Session,
+    arguments: &Arguments,
+    names: &[String],
+) -> Result<Vec<Image>> {
+    let access = if arguments.force_share { Access::Share } else { Access::Read };
+    let cache = Cache::parse(&arguments.source_cache)?;
+    let mut sources = Vec::new();
+    for name in names {
+        let read = Request::read(name, arguments.format.as_deref());
+        let request = Request { image_opts: arguments.image_opts, access, cache, ..read };
+        sources.push(session.open(&request).await?);
+    }
+    Ok(sources)
+}
+
+/// The target, new unless it is there already.
+async fn open_target(
+    session: &Session,
+    arguments: &Arguments,
+    name: &str,
+    len: u64,
+) -> Result<Image> {
+    if !arguments.no_create {
+        let new = New {
+            name,
+            format: &arguments.target_format,
+            options: &arguments.options,
+            size: Some(len),
+            backing: arguments.backing.as_deref(),
+            backing_format: arguments.backing_format.as_deref(),
+            unsafe_backing: false,
+            quiet: true,
+        };
+        create::create(session, &new).await?;
+    }
+    let cache = Cache::parse(&arguments.target_cache)?;
+    let opts = arguments.target_image_opts;
+    create::open_target(session, name, &arguments.target_format, cache, opts).await
+}
+
+/// The image of the source's chain that lies below the target, too.
+fn backing_of(_session: &Session, sources: &[Image], target: &Image) -> Result<BlockNode> {
+    let [source] = sources else {
+        return Err(Failure::new(
+            "Having a backing file for the target makes no sense when \
+                                 concatenating multiple input images",
+        ));
+    };
+    let wanted = target.node.backing().and_then(|node| node.filename());
+    let mut chain = std::iter::successors(source.node.backing(), BlockNode::backing);
+    chain.find(|node| node.filename() == wanted).ok_or_else(|| {
+        Failure::new(format!(
+            "the target's backing file is not below '{}', so everything would have to be copied: \
+             leave -B out",
+            source.name
+        ))
+    })
+}

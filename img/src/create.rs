@@ -1,0 +1,185 @@
+//! `create`: a new image.
+
+use std::fs::OpenOptions;
+
+use clap::Args;
+use ferry_block::WriteFlags;
+
+use crate::failure::{Failure, Result};
+use crate::keyval;
+use crate::location::Location;
+use crate::output::print;
+use crate::session::{Access, Image, Request, Session};
+use crate::size;
+
+/// Arguments of `create`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Format of the new image
+    #[arg(short, default_value = "raw")]
+    format: String,
+    /// Options of the format, as key=value,...
+    #[arg(short)]
+    options: Vec<String>,
+    /// The image below it
+    #[arg(short)]
+    backing: Option<String>,
+    /// Format of the image below it
+    #[arg(short = 'F')]
+    backing_format: Option<String>,
+    /// The image below it need not be there
+    #[arg(short = 'u')]
+    unsafe_backing: bool,
+    /// Say nothing
+    #[arg(short)]
+    quiet: bool,
+    /// The new image
+    filename: String,
+    /// Its length
+    size: Option<String>,
+}
+
+/// How much is allocated at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Preallocation {
+    /// Nothing.
+    Off,
+    /// The tables of the format.
+    Metadata,
+    /// Everything, unwritten.
+    Falloc,
+    /// Everything, written with zeroes.
+    Full,
+}
+
+impl Preallocation {
+    /// The mode of that name; off without a name.
+    pub(crate) fn parse(name: Option<&str>) -> Result<Preallocation> {
+        match name {
+            None | Some("off") => Ok(Preallocation::Off),
+            Some("metadata") => Ok(Preallocation::Metadata),
+            Some("falloc") => Ok(Preallocation::Falloc),
+            Some("full") => Ok(Preallocation::Full),
+            Some(other) => {
+                Err(Failure::new(format!("Invalid parameter 'preallocation': '{other}'")))
+            }
+        }
+    }
+}
+
+/// What a new image is to be.
+pub(crate) struct New<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) format: &'a str,
+    /// The lists after `-o`.
+    pub(crate) options: &'a [String],
+    pub(crate) size: Option<u64>,
+    pub(crate) backing: Option<&'a str>,
+    pub(crate) backing_format: Option<&'a str>,
+    /// The image below is not looked at.
+    pub(crate) unsafe_backing: bool,
+    pub(crate) quiet: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
+    let size = arguments.size.as_deref().map(size::parse).transpose()?;
+    Session::run(async |session| {
+        let new = New {
+            name: &arguments.filename,
+            format: &arguments.format,
+            options: &arguments.options,
+            size,
+            backing: arguments.backing.as_deref(),
+            backing_format: arguments.backing_format.as_deref(),
+            unsafe_backing: arguments.unsafe_backing,
+            quiet: arguments.quiet,
+        };
+        create(session, &new).await?;
+        Ok(0)
+    })
+}
+
+/// Makes the image.
+pub(crate) async fn create(session: &Session, new: &New<'_>) -> Result<()> {
+    try_create(session, new).await.map_err(|failure| failure.context(new.name))
+}
+
+async fn try_create(session: &Session, new: &New<'_>) -> Result<()> {
+    let size = match (new.backing, new.size) {
+        (None, _) if new.backing_format.is_some() => {
+            return Err(Failure::new("Backing format cannot be used without backing file"));
+        }
+        (Some(backing), None) if !new.unsafe_backing => {
+            let format = new.backing_format;
+            let image = session.open(&Request::read(backing, format)).await?;
+            let len = image.len();
+            session.forget(image);
+            Some(len)
+        }
+        (_, size) => size,
+    };
+    match new.format {
+        "raw" => create_raw(session, new, size).await,
+        other => Err(Failure::new(format!("Unknown file format '{other}'"))),
+    }
+}
+
+async fn create_raw(session: &Session, new: &New<'_>, size: Option<u64>) -> Result<()> {
+    if new.backing.is_some() {
+        return Err(Failure::new("Backing file not supported for file format 'raw'"));
+    }
+    let mut size = size;
+    let mut preallocation = Preallocation::Off;
+    for (key, value) in new.options.iter().flat_map(|list| keyval::pairs(list)) {
+        match key.as_str() {
+            "size" => size = Some(size.map_or_else(|| size::parse(&value), Ok)?),
+            "preallocation" => preallocation = Preallocation::parse(Some(&value))?,
+            _ => return Err(Failure::new(format!("Invalid parameter '{key}'"))),
+        }
+    }
+    let size = size.ok_or_else(|| Failure::new("Image creation needs a size parameter"))?;
+    if !new.quiet {
+        print(format!("Formatting '{}', fmt=raw size={size}", new.name))?;
+    }
+    let file = empty_file(session, new.name).await?;
+    file.root.resize(size).await?;
+    let zeroes = || file.root.write_zeroes(0..size, WriteFlags::NONE);
+    match preallocation {
+        Preallocation::Off => {}
+        Preallocation::Metadata => {
+            return Err(Failure::new("Unsupported preallocation mode 'metadata'"));
+        }
+        Preallocation::Falloc | Preallocation::Full if size == 0 => {}
+        Preallocation::Falloc | Preallocation::Full => zeroes().await?,
+    }
+    session.forget(file);
+    Ok(())
+}
+
+/// A file of no bytes at that place, which is made if there is none. A file that another program
+/// uses is locked, and left as it is.
+pub(crate) async fn empty_file(session: &Session, name: &str) -> Result<Image> {
+    let location = Location::parse(name)?;
+    if let Location::File(path) = &location {
+        let made = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+        made.map_err(|error| Failure::new(format!("Could not create '{path}': {error}")))?;
+    }
+    let Some(protocol) = location.protocol() else {
+        return Err(Failure::new("a new image is named by a path"));
+    };
+    let image = session.open_protocol(protocol, Access::Resize).await?;
+    image.root.resize(0).await?;
+    Ok(image)
+}
+
+/// An image that was just made, or one that is there.
+pub(crate) async fn open_target(
+    session: &Session,
+    name: &str,
+    format: &str,
+    cache: crate::session::Cache,
+    image_opts: bool,
+) -> Result<Image> {
+    let read = Request::read(name, Some(format));
+    session.open(&Request { access: Access::Resize, cache, image_opts, ..read }).await
+}

@@ -1,0 +1,110 @@
+//! `info`: what an image is.
+
+use clap::Args;
+use serde_json::{Map, Value};
+
+use crate::failure::{Failure, Result};
+use crate::output::{Output, print, print_json};
+use crate::session::{Access, Image, Request, Session, disk_size};
+use crate::size;
+
+/// Deepest chain that is followed.
+const MAX_CHAIN: usize = 200;
+
+/// Arguments of `info`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Format of the image
+    #[arg(short)]
+    format: Option<String>,
+    /// For people or for programs
+    #[arg(long, value_enum, default_value = "human")]
+    output: Output,
+    /// The images below it, too
+    #[arg(long)]
+    backing_chain: bool,
+    /// Also while another program writes to it
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    /// The image is named by options
+    #[arg(long)]
+    image_opts: bool,
+    /// The image
+    filename: String,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
+    Session::run(async |session| {
+        let chain = chain(session, arguments).await?;
+        match (arguments.output, arguments.backing_chain) {
+            (Output::Json, true) => print_json(&Value::Array(chain))?,
+            (Output::Json, false) => {
+                print_json(chain.first().unwrap_or(&Value::Null))?;
+            }
+            (Output::Human, _) => {
+                let texts: Vec<String> = chain.iter().map(human).collect();
+                print(texts.join("\n\n"))?;
+            }
+        }
+        Ok(0)
+    })
+}
+
+/// The image, and those below it if they are asked for.
+async fn chain(session: &Session, arguments: &Arguments) -> Result<Vec<Value>> {
+    let access = if arguments.force_share { Access::Share } else { Access::Read };
+    let mut name = arguments.filename.clone();
+    let mut format = arguments.format.clone();
+    let mut image_opts = arguments.image_opts;
+    let mut chain = Vec::new();
+    loop {
+        let read = Request::read(&name, format.as_deref());
+        let request = Request { image_opts, access, alone: true, ..read };
+        let image = session.open(&request).await?;
+        let info = describe(&image);
+        session.forget(image);
+        let below = info.get("full-backing-filename").and_then(Value::as_str).map(str::to_owned);
+        format = info.get("backing-filename-format").and_then(Value::as_str).map(str::to_owned);
+        chain.push(Value::Object(info));
+        match below {
+            Some(below) if arguments.backing_chain && chain.len() < MAX_CHAIN => name = below,
+            Some(_) if arguments.backing_chain => {
+                return Err(Failure::new(format!(
+                    "Backing file '{name}' creates an infinite loop."
+                )));
+            }
+            _ => return Ok(chain),
+        }
+        image_opts = false;
+    }
+}
+
+/// QMP's `ImageInfo`.
+fn describe(image: &Image) -> Map<String, Value> {
+    let mut info = Map::new();
+    info.insert("filename".into(), image.node.filename().unwrap_or(image.name.clone()).into());
+    info.insert("format".into(), image.format().into());
+    info.insert("virtual-size".into(), image.len().into());
+    info.insert("dirty-flag".into(), false.into());
+    if let Some(bytes) = disk_size(&image.node) {
+        info.insert("actual-size".into(), bytes.into());
+    }
+    info
+}
+
+fn human(info: &Value) -> String {
+    let text = |key: &str| info.get(key).and_then(Value::as_str).unwrap_or_default();
+    let number = |key: &str| info.get(key).and_then(Value::as_u64);
+    let bytes = number("virtual-size").unwrap_or(0);
+    let disk = number("actual-size").map_or_else(|| "unavailable".to_owned(), size::human);
+    let mut lines = vec![
+        format!("image: {}", text("filename")),
+        format!("file format: {}", text("format")),
+        format!("virtual size: {} ({bytes} bytes)", size::human(bytes)),
+        format!("disk size: {disk}"),
+    ];
+    if let Some(cluster) = number("cluster-size") {
+        lines.push(format!("cluster_size: {cluster}"));
+    }
+    lines.join("\n")
+}

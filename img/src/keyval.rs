@@ -1,0 +1,108 @@
+//! Lists of `key=value`, as `-o`, `--image-opts` and `--object` take them.
+
+use serde_json::{Map, Value};
+
+use crate::failure::{Failure, Result};
+
+/// The pairs of a list, in order. A comma in a value is written twice; a key without a value is
+/// on, and `noKEY` without a value is left to whoever knows the key.
+pub(crate) fn pairs(text: &str) -> Vec<(String, String)> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        match char {
+            ',' if chars.peek() == Some(&',') => {
+                chars.next();
+                push(&mut parts, ',');
+            }
+            ',' => parts.push(String::new()),
+            other => push(&mut parts, other),
+        }
+    }
+    let pair = |part: String| match part.split_once('=') {
+        Some((key, value)) => (key.to_owned(), value.to_owned()),
+        None => (part, "on".to_owned()),
+    };
+    parts.into_iter().filter(|part| !part.is_empty()).map(pair).collect()
+}
+
+fn push(parts: &mut [String], char: char) {
+    if let Some(last) = parts.last_mut() {
+        last.push(char);
+    }
+}
+
+/// Keys whose values are text even when they look like numbers or switches.
+const TEXT: [&str; 14] = [
+    "driver",
+    "filename",
+    "node-name",
+    "host",
+    "port",
+    "path",
+    "export",
+    "tls-creds",
+    "tls-hostname",
+    "id",
+    "dir",
+    "discard",
+    "detect-zeroes",
+    "locking",
+];
+
+/// `driver=qcow2,file.filename=x` as the JSON object that QMP would be given.
+pub(crate) fn object(text: &str) -> Result<Value> {
+    let mut root = Map::new();
+    for (key, value) in pairs(text) {
+        let mut place = &mut root;
+        let mut names = key.split('.').peekable();
+        while let Some(name) = names.next() {
+            if names.peek().is_none() {
+                place.insert(name.to_owned(), scalar(name, &value));
+                break;
+            }
+            let child = place.entry(name).or_insert_with(|| Value::Object(Map::new()));
+            let Value::Object(child) = child else {
+                return Err(Failure::new(format!("Parameters '{name}' and '{key}' do not mix")));
+            };
+            place = child;
+        }
+    }
+    Ok(Value::Object(root))
+}
+
+fn scalar(name: &str, value: &str) -> Value {
+    if TEXT.contains(&name) {
+        return Value::from(value);
+    }
+    match value {
+        "on" | "true" => Value::from(true),
+        "off" | "false" => Value::from(false),
+        _ => value.parse::<u64>().map_or_else(|_| Value::from(value), Value::from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_split_at_single_commas() {
+        let expected = [("a", "1"), ("b", "x,y"), ("c", "on"), ("d", "p=q")];
+        let expected: Vec<_> =
+            expected.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+        assert_eq!(pairs("a=1,b=x,,y,c,d=p=q"), expected);
+        assert!(pairs("").is_empty());
+    }
+
+    #[test]
+    fn dots_make_objects() {
+        let text = "driver=raw,offset=512,file.driver=file,file.filename=12,read-only=on";
+        let expected = serde_json::json!({
+            "driver": "raw", "offset": 512, "read-only": true,
+            "file": {"driver": "file", "filename": "12"},
+        });
+        assert_eq!(object(text).unwrap(), expected);
+        assert!(object("file=a,file.driver=b").is_err());
+    }
+}

@@ -1,0 +1,72 @@
+//! `ferry img`: makes, looks at, checks and copies disk images, with the arguments, output and exit
+//! statuses that a `qemu-img` user expects.
+//!
+//! [`location`] reads what a user names an image by, [`session`] opens it in a block graph on this
+//! thread; every subcommand is a file of its own.
+
+mod bench;
+mod compare;
+mod convert;
+mod create;
+mod dd;
+mod failure;
+mod info;
+mod keyval;
+mod location;
+mod map;
+mod output;
+mod progress;
+mod resize;
+mod session;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+pub use failure::Failure;
+
+/// The subcommands of `ferry img`.
+#[derive(Debug, Subcommand)]
+pub enum ImgCommand {
+    /// Measure requests to an image
+    Bench(bench::Arguments),
+    /// Tell whether two images hold the same
+    Compare(compare::Arguments),
+    /// Copy images to a new one, in any format
+    Convert(convert::Arguments),
+    /// Make a new image
+    Create(create::Arguments),
+    /// Copy a part of an image, with the operands of dd
+    Dd(dd::Arguments),
+    /// Show what an image is
+    Info(info::Arguments),
+    /// Show where an image's bytes are
+    Map(map::Arguments),
+    /// Change the length of an image
+    Resize(resize::Arguments),
+}
+
+/// Runs a subcommand; what went wrong is said on standard error.
+pub fn run(command: &ImgCommand) -> ExitCode {
+    let status = match command {
+        ImgCommand::Bench(arguments) => bench::run(arguments),
+        ImgCommand::Compare(arguments) => compare::run(arguments),
+        ImgCommand::Convert(arguments) => convert::run(arguments),
+        ImgCommand::Create(arguments) => create::run(arguments),
+        ImgCommand::Dd(arguments) => dd::run(arguments),
+        ImgCommand::Info(arguments) => info::run(arguments),
+        ImgCommand::Map(arguments) => map::run(arguments),
+        ImgCommand::Resize(arguments) => resize::run(arguments),
+    };
+    ExitCode::from(status.unwrap_or_else(|failure| {
+        say(&failure);
+        failure.status()
+    }))
+}
+
+/// One line for the person who started us.
+pub(crate) fn say(line: &dyn std::fmt::Display) {
+    use std::io::Write;
+    drop(writeln!(std::io::stderr(), "ferry img: {line}"));
+}

@@ -1,0 +1,18 @@
+//! `ferry img` as a program of its own, for hosts that have images and no guests.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use ferry_img::ImgCommand;
+
+/// Make, look at, check and copy disk images
+#[derive(Parser)]
+#[command(name = "ferry-img", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: ImgCommand,
+}
+
+fn main() -> ExitCode {
+    ferry_img::run(&Arguments::parse().command)
+}

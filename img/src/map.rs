@@ -1,0 +1,183 @@
+//! `map`: where the bytes of an image are.
+
+use clap::Args;
+use ferry_block::{BlockNode, ExtentKind};
+
+use crate::failure::{Failure, Result};
+use crate::output::{Output, print};
+use crate::session::{Access, Request, Session};
+use crate::size;
+
+/// Arguments of `map`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Format of the image
+    #[arg(short)]
+    format: Option<String>,
+    /// For people or for programs
+    #[arg(long, value_enum, default_value = "human")]
+    output: Output,
+    /// Start here
+    #[arg(short, long = "start-offset")]
+    start_offset: Option<String>,
+    /// At most so many bytes
+    #[arg(short = 'l', long = "max-length")]
+    max_length: Option<String>,
+    /// Also while another program writes to it
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    /// The image is named by options
+    #[arg(long)]
+    image_opts: bool,
+    /// The image
+    filename: String,
+}
+
+/// One line of the map.
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    start: u64,
+    len: u64,
+    depth: usize,
+    present: bool,
+    zero: bool,
+    data: bool,
+    offset: Option<u64>,
+    file: Option<String>,
+}
+
+impl Entry {
+    /// Whether `next` goes on where this one ends.
+    fn goes_on(&self, next: &Entry) -> bool {
+        let place = match (self.offset, next.offset) {
+            (Some(own), Some(next)) => own + self.len == next,
+            (None, None) => true,
+            _ => false,
+        };
+        place
+            && (self.depth, self.present, self.zero, self.data, &self.file)
+                == (next.depth, next.present, next.zero, next.data, &next.file)
+    }
+
+    fn json(&self) -> String {
+        let Entry { start, len, depth, present, zero, data, .. } = self;
+        let offset = self.offset.map_or_else(String::new, |at| format!(", \"offset\": {at}"));
+        format!(
+            "{{ \"start\": {start}, \"length\": {len}, \"depth\": {depth}, \
+             \"present\": {present}, \"zero\": {zero}, \"data\": {data}{offset}}}"
+        )
+    }
+
+    /// A row of the table, which only has what is data in a file.
+    fn row(&self) -> Result<Option<String>> {
+        if !self.data || self.zero {
+            return Ok(None);
+        }
+        let Some(offset) = self.offset else {
+            let text = "File contains external, encrypted or compressed clusters.";
+            return Err(Failure::new(text));
+        };
+        let hex = |number: u64| match number {
+            0 => "0".to_owned(),
+            number => format!("{number:#x}"),
+        };
+        let (start, len, offset) = (hex(self.start), hex(self.len), hex(offset));
+        let file = self.file.as_deref().unwrap_or_default();
+        Ok(Some(format!("{start:<16}{len:<16}{offset:<16}{file}")))
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
+    let start = arguments.start_offset.as_deref().map_or(Ok(0), size::parse)?;
+    let most = arguments.max_length.as_deref().map_or(Ok(u64::MAX), size::parse)?;
+    Session::run(async |session| {
+        let access = if arguments.force_share { Access::Share } else { Access::Read };
+        let read = Request::read(&arguments.filename, arguments.format.as_deref());
+        let request = Request { image_opts: arguments.image_opts, access, ..read };
+        let image = session.open(&request).await?;
+        let end = start.saturating_add(most).min(image.len());
+        let mut lines = Lines::new(arguments.output)?;
+        let mut at = start;
+        while at < end {
+            let entry = entry(&image.node, at, end).await?;
+            at += entry.len;
+            lines.add(entry)?;
+        }
+        lines.finish()
+    })
+}
+
+/// Entries on their way to standard output, those that go on joined.
+struct Lines {
+    output: Output,
+    last: Option<Entry>,
+    first: bool,
+}
+
+impl Lines {
+    fn new(output: Output) -> Result<Lines> {
+        if output == Output::Human {
+            print(format!("{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to"))?;
+        }
+        Ok(Lines { output, last: None, first: true })
+    }
+
+    fn add(&mut self, entry: Entry) -> Result<()> {
+        match &mut self.last {
+            Some(last) if last.goes_on(&entry) => last.len += entry.len,
+            _ => {
+                if let Some(last) = self.last.replace(entry) {
+                    self.put(&last, ",")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, entry: &Entry, end: &str) -> Result<()> {
+        let open = if std::mem::replace(&mut self.first, false) { "[" } else { "" };
+        match self.output {
+            Output::Json => print(format!("{open}{}{end}", entry.json())),
+            Output::Human => entry.row()?.map_or(Ok(()), print),
+        }
+    }
+
+    fn finish(mut self) -> Result<u8> {
+        match self.last.take() {
+            Some(last) => self.put(&last, "]")?,
+            None if self.output == Output::Json => print("[]")?,
+            None => {}
+        }
+        Ok(0)
+    }
+}
+
+/// What the bytes from `at` are, in the first image of the chain that says so.
+async fn entry(top: &BlockNode, at: u64, end: u64) -> Result<Entry> {
+    let mut node = top.skip_filters();
+    let (mut end, mut depth) = (end, 0);
+    loop {
+        let extent = node.map(at..end).await?;
+        end = at + extent.len;
+        let below = node.backing().map(|below| below.skip_filters());
+        // Past the end of a shorter image below there is nothing but zeroes.
+        let below = below.filter(|below| extent.kind == ExtentKind::Absent && at < below.len());
+        if let Some(below) = below {
+            end = end.min(below.len());
+            node = below;
+            depth += 1;
+            continue;
+        }
+        let own = node.format() != "qcow2";
+        return Ok(Entry {
+            start: at,
+            len: extent.len.min(end - at),
+            depth,
+            present: extent.kind != ExtentKind::Absent,
+            zero: extent.kind != ExtentKind::Data,
+            data: extent.kind == ExtentKind::Data,
+            offset: own.then_some(at),
+            file: node.filename(),
+        });
+    }
+}

@@ -1,0 +1,96 @@
+//! `resize`: another length.
+
+use clap::Args;
+use ferry_block::WriteFlags;
+
+use crate::create::Preallocation;
+use crate::failure::{Failure, Result};
+use crate::output::print;
+use crate::session::{Access, Request, Session};
+use crate::size;
+
+/// Arguments of `resize`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Format of the image
+    #[arg(short)]
+    format: Option<String>,
+    /// What to allocate of the new part: off, metadata, falloc or full
+    #[arg(long)]
+    preallocation: Option<String>,
+    /// Allow that data at the end is lost
+    #[arg(long)]
+    shrink: bool,
+    /// Say nothing
+    #[arg(short)]
+    quiet: bool,
+    /// The image is named by options
+    #[arg(long)]
+    image_opts: bool,
+    /// The image
+    filename: String,
+    /// The new length; with + or - before it, the change
+    #[arg(allow_hyphen_values = true)]
+    size: String,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
+    let preallocation = Preallocation::parse(arguments.preallocation.as_deref())?;
+    Session::run(async |session| {
+        let request = Request {
+            image_opts: arguments.image_opts,
+            access: Access::Resize,
+            ..Request::read(&arguments.filename, arguments.format.as_deref())
+        };
+        let image = session.open(&request).await?;
+        let old = image.len();
+        let new = target(&arguments.size, old)?;
+        if new < old && !arguments.shrink {
+            crate::say(
+                &"warning: Shrinking an image will delete all data beyond the shrunken image's \
+                  end. Before performing such an operation, make sure there is no important data \
+                  there.",
+            );
+            let text = "Use the --shrink option to perform a shrink operation.";
+            return Err(Failure::new(text));
+        }
+        if new < old && preallocation != Preallocation::Off {
+            return Err(Failure::new("Preallocation can only be used for growing images"));
+        }
+        image.root.resize(new).await?;
+        if new > old && preallocation != Preallocation::Off {
+            // Zeroes that keep their space.
+            image.root.write_zeroes(old..new, WriteFlags::NONE).await?;
+        }
+        if !arguments.quiet {
+            print("Image resized.")?;
+        }
+        Ok(0)
+    })
+}
+
+/// The new length.
+fn target(text: &str, old: u64) -> Result<u64> {
+    let bad = || Failure::new("New image size must be positive");
+    match (text.strip_prefix('+'), text.strip_prefix('-')) {
+        (Some(more), _) => old.checked_add(size::parse(more)?).ok_or_else(bad),
+        (_, Some(less)) => {
+            let left = old.checked_sub(size::parse(less)?).filter(|left| *left > 0);
+            left.ok_or_else(bad)
+        }
+        _ => size::parse(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_absolute_or_relative() {
+        assert_eq!(target("1k", 5).unwrap(), 1024);
+        assert_eq!(target("+1k", 5).unwrap(), 1029);
+        assert_eq!(target("-1k", 4096).unwrap(), 3072);
+        assert!(target("-1k", 1024).is_err() && target("+", 1).is_err());
+    }
+}

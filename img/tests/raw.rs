@@ -1,0 +1,271 @@
+//! Raw images, with `qemu-img` as the judge: the same arguments must give the same JSON, the same
+//! exit status and the same bytes.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot run its programs has failed")]
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const OURS: &str = env!("CARGO_BIN_EXE_ferry-img");
+
+/// A folder with a sparse image `a.raw` of 5 MiB and a bit.
+struct Rig(TempDir);
+
+impl Rig {
+    fn new() -> Option<Rig> {
+        if Command::new("qemu-img").arg("--version").output().is_err() {
+            eprintln!("skipped: qemu-img is not installed");
+            return None;
+        }
+        let rig = Rig(tempfile::tempdir().unwrap());
+        let file = fs::File::create(rig.path("a.raw")).unwrap();
+        file.set_len((5 << 20) + 512).unwrap();
+        file.write_all_at(&[7; 70_000], 1 << 20).unwrap();
+        file.write_all_at(&[0; 8192], 3 << 20).unwrap();
+        file.write_all_at(&[9; 512], 5 << 20).unwrap();
+        Some(rig)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, program: &str, arguments: &str) -> Output {
+        let arguments = arguments.split_whitespace();
+        Command::new(program).args(arguments).current_dir(self.0.path()).output().unwrap()
+    }
+
+    fn ours(&self, arguments: &str) -> Output {
+        self.run(OURS, arguments)
+    }
+
+    /// Runs both with the same arguments; the exit statuses must be the same.
+    fn both(&self, arguments: &str) -> (Output, Output) {
+        let (ours, theirs) = (self.ours(arguments), self.run("qemu-img", arguments));
+        assert_eq!(ours.status.code(), theirs.status.code(), "{arguments}: {ours:?} {theirs:?}");
+        (ours, theirs)
+    }
+
+    fn same_json(&self, arguments: &str) {
+        let (ours, theirs) = self.both(arguments);
+        let parse = |output: &Output| serde_json::from_slice::<Value>(&output.stdout).unwrap();
+        assert_eq!(parse(&ours), parse(&theirs), "{arguments}");
+    }
+
+    fn same_text(&self, arguments: &str) {
+        let (ours, theirs) = self.both(arguments);
+        let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(text(&ours), text(&theirs), "{arguments}");
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    fn blocks(&self, name: &str) -> u64 {
+        fs::metadata(self.path(name)).unwrap().blocks() * 512
+    }
+}
+
+#[test]
+fn info_and_map_say_what_qemu_img_says() {
+    let Some(rig) = Rig::new() else { return };
+    for arguments in [
+        "info --output json a.raw",
+        "info -f raw --output=json a.raw",
+        "info -U --backing-chain --output json a.raw",
+        "info --image-opts --output json driver=raw,file.driver=file,file.filename=a.raw",
+        "map --output json a.raw",
+        "map -f raw --output json -s 1M -l 2M a.raw",
+        "map --output json --start-offset=4M a.raw",
+    ] {
+        rig.same_json(arguments);
+    }
+    for arguments in ["info a.raw", "map a.raw", "info -f raw missing.raw", "info -f nosuch a.raw"]
+    {
+        rig.same_text(arguments);
+    }
+}
+
+#[test]
+fn new_images_and_new_lengths_are_what_qemu_img_makes() {
+    let Some(rig) = Rig::new() else { return };
+    rig.same_text("create -f raw n.raw 3M");
+    rig.same_text("create n.raw 1.5k");
+    assert_eq!(rig.bytes("n.raw").len(), 1536);
+    rig.same_text("create -q -f raw -o preallocation=falloc n.raw 1M");
+    assert_eq!(rig.ours("create -q -o preallocation=full n.raw 1M").status.code(), Some(0));
+    assert!(rig.blocks("n.raw") >= 1 << 20 && rig.bytes("n.raw") == vec![0; 1 << 20]);
+    for (arguments, len) in [
+        ("resize -f raw n.raw 2M", 2 << 20),
+        ("resize -f raw n.raw +1M", 3 << 20),
+        ("resize -q -f raw --preallocation=falloc n.raw 4M", 4 << 20),
+        ("resize -f raw --shrink n.raw -3M", 1 << 20),
+        ("resize -f raw n.raw 512", 1 << 20),
+        ("resize -f raw n.raw -5M", 1 << 20),
+    ] {
+        let ours = rig.ours(arguments);
+        assert_eq!(rig.bytes("n.raw").len(), len, "{arguments}: {ours:?}");
+    }
+    for arguments in ["create -f raw", "create -f nosuch x 1M", "create -f raw x", "resize a.raw"] {
+        let ours = rig.ours(arguments);
+        assert!(!ours.status.success(), "{arguments}");
+    }
+}
+
+#[test]
+fn copies_are_the_same_bytes_and_keep_the_holes() {
+    let Some(rig) = Rig::new() else { return };
+    let all = rig.bytes("a.raw");
+    for arguments in [
+        "convert a.raw b.raw",
+        "convert -f raw -O raw -p a.raw b.raw",
+        "convert -m 16 -W a.raw b.raw",
+        "convert -m 1 -T none -t none a.raw b.raw",
+        "convert -S 64k a.raw b.raw",
+        "convert --salvage -r 1G a.raw b.raw",
+    ] {
+        let ours = rig.ours(arguments);
+        assert!(ours.status.success(), "{arguments}: {ours:?}");
+        assert!(rig.bytes("b.raw") == all, "{arguments}");
+        assert!(rig.blocks("b.raw") <= 256 << 10, "{arguments}: {}", rig.blocks("b.raw"));
+    }
+    assert!(rig.ours("convert -S 0 a.raw b.raw").status.success());
+    assert!(rig.bytes("b.raw") == all && rig.blocks("b.raw") >= 5 << 20);
+    assert!(rig.ours("convert a.raw a.raw c.raw").status.success());
+    assert!(rig.bytes("c.raw") == [all.clone(), all.clone()].concat());
+    // A target that is there keeps its length, and what was in it is gone.
+    fs::write(rig.path("d.raw"), vec![0xff; 6 << 20]).unwrap();
+    assert!(rig.ours("convert -n -O raw a.raw d.raw").status.success());
+    assert!(
+        rig.bytes("d.raw")[..all.len()] == all
+            && rig.bytes("d.raw")[all.len()..] == vec![0xff; (1 << 20) - 512]
+    );
+    for arguments in [
+        "convert a.raw",
+        "convert -m 17 a.raw x.raw",
+        "convert --target-is-zero a.raw x.raw",
+        "convert -c -O raw a.raw x.raw",
+        "convert -t nosuch a.raw x.raw",
+        "convert missing.raw x.raw",
+    ] {
+        rig.both(arguments);
+    }
+}
+
+#[test]
+fn parts_are_copied_as_dd_does() {
+    let Some(rig) = Rig::new() else { return };
+    let all = rig.bytes("a.raw");
+    // With both, qemu-img counts from the start of the image; dd, and ours, from where it begins.
+    for (operands, range, alike) in [
+        ("bs=64k skip=15 count=4", 15 * 65_536..19 * 65_536, false),
+        ("bs=1M", 0..all.len(), true),
+        ("count=3", 0..1536, true),
+        ("bs=1M skip=5", 5 << 20..all.len(), true),
+    ] {
+        let programs = if alike { vec![OURS, "qemu-img"] } else { vec![OURS] };
+        for program in programs {
+            let output = rig.run(program, &format!("dd -f raw if=a.raw of=o.raw {operands}"));
+            assert!(output.status.success(), "{operands}: {output:?}");
+            assert!(rig.bytes("o.raw") == all[range.clone()], "{program} {operands}");
+        }
+    }
+}
+
+#[test]
+fn comparisons_end_as_those_of_qemu_img() {
+    let Some(rig) = Rig::new() else { return };
+    let write = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = rig.bytes("a.raw");
+        change(&mut bytes);
+        fs::write(rig.path(name), bytes).unwrap();
+    };
+    write("same.raw", &|_| {});
+    write("other.raw", &|bytes| bytes[(1 << 20) + 5000] = 1);
+    write("zero.raw", &|bytes| bytes[(4 << 20) + 1000] = 1);
+    write("long.raw", &|bytes| bytes.extend([0; 4096]));
+    write("longer.raw", &|bytes| bytes.extend([5; 4096]));
+    for second in ["same", "other", "zero", "long", "longer"] {
+        rig.same_text(&format!("compare -f raw -F raw a.raw {second}.raw"));
+        rig.same_text(&format!("compare -f raw -F raw {second}.raw a.raw"));
+    }
+    rig.same_text("compare -s -f raw -F raw a.raw long.raw");
+    rig.same_text("compare -q -f raw -F raw a.raw other.raw");
+    rig.both("compare a.raw missing.raw");
+    rig.both("compare -T nosuch a.raw same.raw");
+}
+
+#[test]
+fn a_format_that_is_not_understood_is_never_taken_for_raw() {
+    let Some(rig) = Rig::new() else { return };
+    fs::write(rig.path("odd.img"), [b"KDMV".as_slice(), &[0; 2048]].concat()).unwrap();
+    let output = rig.ours("info odd.img");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("'vmdk' is not supported"), "{text}");
+    assert!(rig.ours("info -f raw odd.img").status.success());
+    let output = rig.ours("resize a.raw 6M");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("Specify the 'raw' format"));
+}
+
+#[test]
+fn a_measurement_tells_how_long_it_took() {
+    let Some(rig) = Rig::new() else { return };
+    for arguments in ["bench -c 200 -f raw a.raw", "bench -w -c 50 -s 64k -S 128k -f raw a.raw"] {
+        let output = rig.ours(arguments);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let theirs = rig.run("qemu-img", arguments);
+        let first = |text: &str| text.lines().next().map(str::to_owned);
+        assert_eq!(first(&text), first(&String::from_utf8_lossy(&theirs.stdout)));
+        assert!(text.contains("Run completed in "), "{text}");
+    }
+    rig.both("bench --flush-interval 5 -f raw a.raw");
+}
+
+#[test]
+fn what_another_program_writes_to_is_not_touched() {
+    let Some(rig) = Rig::new() else { return };
+    let path = rig.path("a.raw");
+    let holder = Holder::start(&path);
+    let before = rig.bytes("a.raw");
+    for arguments in ["create -f raw a.raw 1M", "resize -f raw a.raw 1M", "convert a.raw b.raw"] {
+        let output = rig.ours(arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains("lock"), "{arguments}: {text}");
+    }
+    assert!(rig.bytes("a.raw") == before);
+    rig.same_json("info -U --output json a.raw");
+    drop(holder);
+}
+
+/// A qemu-io that has an image open for writing until it is dropped.
+struct Holder(std::process::Child);
+
+impl Holder {
+    fn start(path: &Path) -> Holder {
+        use std::io::{BufRead, BufReader, Write};
+        let mut child = Command::new("qemu-io")
+            .args(["-f", "raw"])
+            .arg(path)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        Holder(child)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
