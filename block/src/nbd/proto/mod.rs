@@ -74,7 +74,6 @@ pub(crate) mod rep {
     pub(crate) const ERR_TLS_REQD: u32 = ERR | 5;
     pub(crate) const ERR_UNKNOWN: u32 = ERR | 6;
     pub(crate) const ERR_SHUTDOWN: u32 = ERR | 7;
-    pub(crate) const ERR_BLOCK_SIZE_REQD: u32 = ERR | 8;
     pub(crate) const ERR_TOO_BIG: u32 = ERR | 9;
     pub(crate) const ERR_EXT_HEADER_REQD: u32 = ERR | 10;
 }
@@ -120,7 +119,6 @@ pub(crate) mod chunk {
     pub(crate) const BLOCK_STATUS_EXT: u16 = 6;
     pub(crate) const ERR: u16 = 1 << 15;
     pub(crate) const ERROR: u16 = ERR | 1;
-    pub(crate) const ERROR_OFFSET: u16 = ERR | 2;
 }
 
 /// Status flags of the metadata contexts.

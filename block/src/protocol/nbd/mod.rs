@@ -1,45 +1,240 @@
 //! The `nbd` driver: a disk that an NBD server exports.
+//!
+//! A [`Session`] has the requests, its links the connections; both outlive neither the driver nor an
+//! order to [`abandon`] them.
 
-use serde::{Deserialize, Serialize};
+mod command;
+mod connect;
+mod incoming;
+mod link;
+mod negotiate;
+mod options;
+mod session;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use crate::buf::IoBuf;
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
+use crate::edge::{Edge, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::SocketAddress;
+use crate::graph::BlockGraph;
+use crate::nbd::proto::{HeaderStyle, export, state};
+use crate::net::{TlsCreds, TlsEndpoint};
 use crate::node::BlockNode;
 use crate::open::Opening;
 
-/// The members of `blockdev-add` for driver `nbd`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct NbdOptions {
-    /// Where the server listens.
-    pub server: SocketAddress,
-    /// Name of the export; the default export if there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub export: Option<String>,
-    /// Id of TLS credentials of a client.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls_creds: Option<String>,
-    /// Name that the server's certificate must have, if it is not that of the host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls_hostname: Option<String>,
-    /// For how many seconds requests wait for a lost server to come back; 0 fails them at once.
-    #[serde(default)]
-    pub reconnect_delay: u32,
-    /// For how many seconds opening tries again while the server cannot be reached.
-    #[serde(default)]
-    pub open_timeout: u32,
-    /// Metadata context to show instead of the allocation, such as `qemu:dirty-bitmap:NAME`: dirty
-    /// is shown as data and clean as absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub x_dirty_bitmap: Option<String>,
-    /// How many connections to share the work, where the server allows more than one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub x_connections: Option<u32>,
+use command::{Answer, Command};
+use connect::Target;
+use session::Session;
+
+pub use options::NbdOptions;
+
+/// A disk of a server.
+pub struct NbdDriver {
+    session: Rc<Session>,
+    options: NbdOptions,
+    limits: Limits,
 }
 
+/// The sessions of a graph by node name.
+#[derive(Default)]
+struct Sessions(RefCell<BTreeMap<String, Weak<Session>>>);
+
 impl NbdOptions {
-    pub(crate) async fn open(&self, _opening: &Opening<'_>) -> Result<BlockNode> {
-        let context = format!("cannot connect to {}: no client yet", self.server);
+    pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<BlockNode> {
+        let graph = opening.graph();
+        let tls = match &self.tls_creds {
+            Some(id) => Some(TlsCreds::find(graph, id, TlsEndpoint::Client)?),
+            None => None,
+        };
+        let target = Target { options: self.clone(), tls };
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        let (open, reconnect) = (seconds(self.open_timeout), seconds(self.reconnect_delay));
+        let session = Session::open(graph.executor(), target, open, reconnect).await?;
+        let mut options = opening.node_options();
+        let read_only = session.facts().can(export::READ_ONLY);
+        if read_only && !options.read_only {
+            if opening.options().auto_read_only != Some(true) {
+                let context = format!("{}: the export is read-only", self.filename());
+                return Err(Error::new(ErrorKind::ReadOnly, context));
+            }
+            options.read_only = true;
+        }
+        let driver = NbdDriver::new(Rc::clone(&session), self.clone());
+        let name = opening.options().node_name.as_deref();
+        let node = graph.add(name, driver, options).await?;
+        let sessions = graph.extension(Sessions::default);
+        let mut sessions = sessions.0.borrow_mut();
+        sessions.retain(|_, session| session.strong_count() != 0);
+        sessions.insert(node.name().to_owned(), Rc::downgrade(&session));
+        Ok(node)
+    }
+}
+
+/// Gives the connections of an `nbd` node up at once: every request under way fails, and so does
+/// every other from now on. The way out when a server hangs (QMP's `yank`). Whether there is such a
+/// node.
+pub fn abandon(graph: &BlockGraph, node_name: &str) -> bool {
+    let session = graph.extension(Sessions::default).0.borrow().get(node_name).cloned();
+    let session = session.and_then(|session| session.upgrade());
+    session.inspect(|session| session.abandon()).is_some()
+}
+
+/// The names of the nodes that can be abandoned (QMP's `query-yank`).
+pub fn abandonable(graph: &BlockGraph) -> Vec<String> {
+    let sessions = graph.extension(Sessions::default);
+    let sessions = sessions.0.borrow();
+    let alive = sessions.iter().filter(|(_, session)| session.strong_count() != 0);
+    alive.map(|(name, _)| name.clone()).collect()
+}
+
+impl NbdDriver {
+    fn new(session: Rc<Session>, options: NbdOptions) -> NbdDriver {
+        let facts = session.facts();
+        let block = u64::from(facts.min_block);
+        // What a 32-bit length can say, in whole blocks.
+        let longest = match facts.style {
+            HeaderStyle::Extended => i64::MAX as u64,
+            HeaderStyle::Simple | HeaderStyle::Structured => u64::from(u32::MAX),
+        };
+        let limits = Limits {
+            request_alignment: facts.min_block,
+            memory_alignment: 1,
+            max_transfer: u64::from(facts.max_payload),
+            max_zeroes: longest & !(block - 1),
+            discard_granularity: facts.min_block,
+        };
+        NbdDriver { session, options, limits }
+    }
+
+    async fn request(&self, command: Command) -> Result<Answer> {
+        self.session.request(command).await
+    }
+
+    /// Whether the server makes single writes durable; otherwise it is flushed after each that
+    /// has to be.
+    fn has_fua(&self) -> bool {
+        self.session.facts().can(export::SEND_FUA)
+    }
+
+    fn need(&self, flag: u16, what: &str) -> Result<()> {
+        if self.session.facts().can(flag) {
+            return Ok(());
+        }
+        let context = format!("the server of {} {what}", self.options.filename());
         Err(Error::new(ErrorKind::Unsupported, context))
     }
 }
+
+impl Drop for NbdDriver {
+    fn drop(&mut self) {
+        self.session.close();
+    }
+}
+
+impl BlockDriver for NbdDriver {
+    const FORMAT: &'static str = "nbd";
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn len(&self) -> u64 {
+        self.session.facts().size
+    }
+
+    fn filename(&self) -> Option<String> {
+        Some(self.options.filename())
+    }
+
+    fn children(&self) -> Vec<Edge> {
+        Vec::new()
+    }
+
+    fn set_permissions(&self, _held: EdgePerms) -> Result<()> {
+        Ok(())
+    }
+
+    async fn read(&self, at: u64, into: IoBuf) -> Result<()> {
+        self.request(Command::Read { at, into }).await?;
+        Ok(())
+    }
+
+    async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
+        let fua = flags.fua && self.has_fua();
+        self.request(Command::Write { at, from, fua }).await?;
+        if flags.fua && !fua { self.flush().await } else { Ok(()) }
+    }
+
+    async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
+        self.need(export::SEND_WRITE_ZEROES, "cannot write zeroes")?;
+        if flags.no_fallback {
+            self.need(export::SEND_FAST_ZERO, "does not tell whether zeroes are cheap")?;
+        }
+        let fua = flags.fua && self.has_fua();
+        let wire = WriteFlags { fua, ..flags };
+        self.request(Command::WriteZeroes { range, flags: wire }).await?;
+        if flags.fua && !fua { self.flush().await } else { Ok(()) }
+    }
+
+    async fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.need(export::SEND_TRIM, "cannot discard")?;
+        self.request(Command::Trim { range }).await?;
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<()> {
+        if self.session.facts().can(export::SEND_FLUSH) {
+            self.request(Command::Flush).await?;
+        }
+        Ok(())
+    }
+
+    async fn map(&self, range: Range<u64>) -> Result<Extent> {
+        let asked = (range.end - range.start).min(self.limits.max_zeroes);
+        let facts = self.session.facts();
+        if facts.context.is_none() {
+            return Ok(Extent { kind: ExtentKind::Data, len: asked });
+        }
+        let range = range.start..range.start + asked;
+        let Answer::Status(found) = self.request(Command::Status { range }).await? else {
+            return Ok(Extent { kind: ExtentKind::Data, len: asked });
+        };
+        let kind = match self.options.x_dirty_bitmap {
+            Some(_) if found.flags & state::DIRTY != 0 => ExtentKind::Data,
+            Some(_) => ExtentKind::Absent,
+            // A hole that is not said to be zero may read as anything.
+            None if found.flags & state::ZERO != 0 => ExtentKind::Zero,
+            None => ExtentKind::Data,
+        };
+        Ok(Extent { kind, len: found.len.min(asked) })
+    }
+
+    async fn resize(&self, len: u64) -> Result<()> {
+        if len == self.len() {
+            return Ok(());
+        }
+        let context = format!("{} has the size that its server says", self.options.filename());
+        Err(Error::new(ErrorKind::Unsupported, context))
+    }
+
+    async fn activate(&self, _only_if: Option<u64>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn inactivate(&self) -> Result<()> {
+        self.flush().await
+    }
+
+    async fn generation(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+#[path = "nbd_tests.rs"]
+mod tests;

@@ -1,0 +1,407 @@
+//! Our client with our server, and with misbehaving ones, on one executor.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use super::*;
+use crate::bitmap::DirtyBitmap;
+use crate::clock::Clock;
+use crate::executor::Executor;
+use crate::nbd::{ExportOptions, RemoveMode, Server, ServerOptions};
+use crate::net::SocketAddress;
+use crate::node::{AttachedBitmap, NodeOptions};
+use crate::open::{BlockdevOptions, DriverOptions};
+use crate::testing::{CONFORMANCE_LEN, Rng, SimDisk, SimOptions, conformance};
+
+struct Rig {
+    executor: Executor,
+    graph: BlockGraph,
+    folder: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let executor = Executor::new(Clock::real()).unwrap();
+        let graph = BlockGraph::new(executor.clone());
+        Rig { executor, graph, folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn address(&self) -> SocketAddress {
+        SocketAddress::unix(self.folder.path().join("socket").to_str().unwrap())
+    }
+
+    async fn disk(&self, len: u64) -> SimDisk {
+        let disk = SimDisk::new(&self.executor, SimOptions::new(len, 7));
+        self.graph.add(Some("disk"), disk.clone(), NodeOptions::default()).await.unwrap();
+        disk
+    }
+
+    async fn serve(&self) -> Server {
+        Server::start(&self.graph, ServerOptions::new(self.address())).await.unwrap()
+    }
+
+    async fn export(&self, server: &Server) {
+        let options = ExportOptions { writable: true, ..ExportOptions::new("export", "disk") };
+        server.add(options).await.unwrap();
+    }
+
+    fn options(&self) -> NbdOptions {
+        NbdOptions::new(self.address(), Some("disk".to_owned()))
+    }
+
+    async fn connect(&self, options: NbdOptions) -> Result<BlockNode> {
+        let mut all = BlockdevOptions::new(DriverOptions::Nbd(options));
+        all.node_name = Some("client".to_owned());
+        self.graph.open(&all).await
+    }
+
+    fn run(&self, test: impl AsyncFnOnce(&Rig)) {
+        self.executor.block_on(test(self));
+    }
+}
+
+#[test]
+fn it_is_a_disk() {
+    Rig::new().run(async |rig| {
+        rig.disk(CONFORMANCE_LEN + 777).await;
+        let server = rig.serve().await;
+        rig.export(&server).await;
+        let node = rig.connect(rig.options()).await.unwrap();
+        conformance(&rig.executor, &node, 1).await;
+    });
+}
+
+#[test]
+fn several_connections_are_one_disk() {
+    Rig::new().run(async |rig| {
+        rig.disk(CONFORMANCE_LEN).await;
+        let server = rig.serve().await;
+        rig.export(&server).await;
+        let options = NbdOptions { x_connections: Some(4), ..rig.options() };
+        let node = rig.connect(options).await.unwrap();
+        assert_eq!(server.exports()[0].clients, 4);
+        conformance(&rig.executor, &node, 2).await;
+    });
+}
+
+#[test]
+fn long_requests_are_cut_to_what_the_server_takes() {
+    Rig::new().run(async |rig| {
+        rig.disk(80 << 20).await;
+        let server = rig.serve().await;
+        rig.export(&server).await;
+        let node = rig.connect(rig.options()).await.unwrap();
+        let buf = IoBuf::alloc(70 << 20);
+        buf.slice(0..5).copy_from(b"begin");
+        buf.slice((70 << 20) - 3..70 << 20).copy_from(b"end");
+        node.write(3, buf.clone(), WriteFlags::NONE).await.unwrap();
+        let back = IoBuf::alloc(70 << 20);
+        node.read(3, back.clone()).await.unwrap();
+        assert!(back.to_vec() == buf.to_vec());
+    });
+}
+
+#[test]
+fn an_export_goes_when_it_may() {
+    Rig::new().run(async |rig| {
+        rig.disk(1 << 20).await;
+        let server = rig.serve().await;
+        let gone = Rc::new(RefCell::new(Vec::new()));
+        let heard = Rc::clone(&gone);
+        server.on_deleted(move |id| heard.borrow_mut().push(id.to_owned()));
+        rig.export(&server).await;
+        assert_eq!(rig.graph.remove("disk").await.unwrap_err().kind(), ErrorKind::Busy);
+        let node = rig.connect(rig.options()).await.unwrap();
+        let error = server.remove("export", RemoveMode::Safe).await.unwrap_err();
+        assert_eq!(error.to_string(), "export 'export' still in use");
+        server.remove("export", RemoveMode::Hard).await.unwrap();
+        assert_eq!(*gone.borrow(), ["export"]);
+        rig.graph.remove("disk").await.unwrap();
+        let error = node.read(0, IoBuf::alloc(512)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disconnected);
+        server.stop().await.unwrap();
+        assert!(!rig.folder.path().join("socket").exists());
+    });
+}
+
+#[test]
+fn a_server_that_comes_back_gets_the_requests_again() {
+    Rig::new().run(async |rig| {
+        rig.disk(1 << 20).await;
+        let server = rig.serve().await;
+        rig.export(&server).await;
+        let options = NbdOptions { reconnect_delay: 30, ..rig.options() };
+        let node = rig.connect(options).await.unwrap();
+        server.stop().await.unwrap();
+        let write = rig.executor.spawn({
+            let node = node.clone();
+            async move { node.write(512, IoBuf::from_vec(b"again"), WriteFlags::FUA).await }
+        });
+        rig.executor.sleep(Duration::from_millis(120)).await;
+        assert!(!write.is_finished());
+        let server = rig.serve().await;
+        rig.export(&server).await;
+        write.await.unwrap();
+        let back = IoBuf::alloc(5);
+        node.read(512, back.clone()).await.unwrap();
+        assert_eq!(back.to_vec(), b"again");
+    });
+}
+
+#[test]
+fn a_server_that_stays_away_is_waited_for_no_longer_than_that() {
+    Rig::new().run(async |rig| {
+        rig.disk(1 << 20).await;
+        let server = rig.serve().await;
+        rig.export(&server).await;
+        let options = NbdOptions { reconnect_delay: 1, ..rig.options() };
+        let node = rig.connect(options).await.unwrap();
+        server.stop().await.unwrap();
+        let started = rig.executor.clock().now();
+        let error = node.read(0, IoBuf::alloc(512)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disconnected);
+        let waited = Duration::from_nanos(rig.executor.clock().now() - started);
+        assert!(
+            waited > Duration::from_millis(800) && waited < Duration::from_secs(5),
+            "{waited:?}"
+        );
+        // From then on requests fail at once, until the server is there again.
+        assert!(node.read(0, IoBuf::alloc(512)).await.is_err());
+        let server = rig.serve().await;
+        rig.export(&server).await;
+        rig.executor.sleep(Duration::from_secs(3)).await;
+        node.read(0, IoBuf::alloc(512)).await.unwrap();
+    });
+}
+
+/// A server that greets and then says nothing more.
+fn mute(rig: &Rig) -> std::thread::JoinHandle<Option<UnixStream>> {
+    let listener = UnixListener::bind(rig.folder.path().join("socket")).unwrap();
+    crate::thread::spawn("mute", move || {
+        let (mut stream, _) = listener.accept().ok()?;
+        stream.write_all(b"NBDMAGICIHAVEOPT\0\0").ok()?;
+        let mut asked = [0; 24];
+        stream.read_exact(&mut asked).ok()?;
+        let description = [&(1_u64 << 20).to_be_bytes()[..], &[0, 1], &[0; 124]].concat();
+        stream.write_all(&description).ok()?;
+        Some(stream)
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_server_that_hangs_can_be_abandoned() {
+    Rig::new().run(async |rig| {
+        let server = mute(rig);
+        let options = NbdOptions { reconnect_delay: 1000, ..rig.options() };
+        let node = rig.connect(options).await.unwrap();
+        assert_eq!(abandonable(&rig.graph), ["client"]);
+        let reading = rig.executor.spawn({
+            let node = node.clone();
+            async move { node.read(0, IoBuf::alloc(512)).await }
+        });
+        rig.executor.sleep(Duration::from_millis(20)).await;
+        assert!(!reading.is_finished());
+        assert!(abandon(&rig.graph, "client"));
+        assert!(!abandon(&rig.graph, "disk"));
+        let error = reading.await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disconnected);
+        assert!(node.read(0, IoBuf::alloc(512)).await.is_err());
+        drop(server.join().unwrap());
+    });
+}
+
+#[test]
+fn a_bitmap_is_seen_through_the_server() {
+    Rig::new().run(async |rig| {
+        rig.disk(1 << 20).await;
+        let disk = rig.graph.node("disk").unwrap();
+        let bits = DirtyBitmap::new(1 << 20, 65536).unwrap();
+        disk.attach_bitmap(AttachedBitmap::new(Some("b0".to_owned()), bits));
+        let server = rig.serve().await;
+        let options = ExportOptions {
+            writable: true,
+            bitmaps: vec!["b0".to_owned()],
+            ..ExportOptions::new("export", "disk")
+        };
+        server.add(options).await.unwrap();
+        let context = Some("qemu:dirty-bitmap:b0".to_owned());
+        let options = NbdOptions { x_dirty_bitmap: context, ..rig.options() };
+        let node = rig.connect(options).await.unwrap();
+        node.write(70_000, IoBuf::from_vec(b"x"), WriteFlags::NONE).await.unwrap();
+        let mut seen = Vec::new();
+        let mut at = 0;
+        while at < 1 << 20 {
+            let extent = node.map(at..1 << 20).await.unwrap();
+            seen.push((extent.kind, extent.len));
+            at += extent.len;
+        }
+        let rest = (1 << 20) - 131_072;
+        let (clean, dirty) = (ExtentKind::Absent, ExtentKind::Data);
+        assert_eq!(seen, [(clean, 65536), (dirty, 65536), (clean, rest)]);
+        let missing =
+            NbdOptions { x_dirty_bitmap: Some("qemu:dirty-bitmap:b1".to_owned()), ..rig.options() };
+        let mut all = BlockdevOptions::new(DriverOptions::Nbd(missing));
+        all.node_name = Some("other".to_owned());
+        let error = rig.graph.open(&all).await.unwrap_err();
+        assert!(error.to_string().contains("requested x-dirty-bitmap"), "{error}");
+    });
+}
+
+#[test]
+fn a_read_only_export_takes_no_writes() {
+    Rig::new().run(async |rig| {
+        rig.disk(1 << 20).await;
+        let server = rig.serve().await;
+        server.add(ExportOptions::new("export", "disk")).await.unwrap();
+        let error = rig.connect(rig.options()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ReadOnly);
+        let mut all = BlockdevOptions::new(DriverOptions::Nbd(rig.options()));
+        all.auto_read_only = Some(true);
+        let node = rig.graph.open(&all).await.unwrap();
+        assert!(node.is_read_only());
+        node.read(0, IoBuf::alloc(512)).await.unwrap();
+    });
+}
+
+#[test]
+fn an_export_that_is_not_there_is_named() {
+    Rig::new().run(async |rig| {
+        let server = rig.serve().await;
+        let error = rig.connect(rig.options()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains("export 'disk' not present"), "{error}");
+        server.stop().await.unwrap();
+        let error = rig.connect(rig.options()).await.unwrap_err();
+        assert!(error.to_string().contains("Failed to connect to"), "{error}");
+    });
+}
+
+/// Clients that send what looks like the protocol for a while.
+#[test]
+fn the_server_survives_whatever_clients_send() {
+    Rig::new().run(async |rig| {
+        rig.disk(1 << 20).await;
+        let server = rig.serve().await;
+        rig.export(&server).await;
+        let path = rig.folder.path().join("socket");
+        let attack = crate::thread::spawn("attack", move || {
+            let mut random = Rng::new(0x6e62_6401);
+            for _ in 0..300 {
+                let mut stream = UnixStream::connect(&path).unwrap();
+                let bytes = nonsense(&mut random);
+                // The server hangs up on most of it.
+                if stream.write_all(&bytes).is_ok() {
+                    stream.shutdown(std::net::Shutdown::Write).unwrap();
+                    let mut answer = Vec::new();
+                    drop(stream.take(64 << 20).read_to_end(&mut answer));
+                }
+            }
+        })
+        .unwrap();
+        while !attack.is_finished() {
+            rig.executor.sleep(Duration::from_millis(5)).await;
+        }
+        attack.join().unwrap();
+        let node = rig.connect(rig.options()).await.unwrap();
+        node.read(0, IoBuf::alloc(512)).await.unwrap();
+    });
+}
+
+fn nonsense(random: &mut Rng) -> Vec<u8> {
+    let byte = |random: &mut Rng| u8::try_from(random.below(256)).unwrap();
+    let mut bytes = vec![0, 0, 0, if random.one_in(20) { byte(random) } else { 3 }];
+    if random.one_in(2) {
+        bytes.extend_from_slice(b"IHAVEOPT\0\0\0\x08\0\0\0\0");
+    }
+    bytes.extend_from_slice(b"IHAVEOPT\0\0\0\x07\0\0\0\x0a\0\0\0\x04disk\0\0");
+    for _ in 0..random.below(40) {
+        bytes.extend_from_slice(&0x2560_9513_u32.to_be_bytes());
+        bytes.extend([0, if random.one_in(2) { 0 } else { byte(random) }]);
+        bytes.extend([0, u8::try_from(random.below(9)).unwrap()]);
+        bytes.extend_from_slice(&random.bits().to_be_bytes());
+        let at = if random.one_in(5) { random.bits() } else { random.below(1 << 20) };
+        bytes.extend_from_slice(&at.to_be_bytes());
+        let len = if random.one_in(9) { random.bits() >> 32 } else { random.below(9000) };
+        bytes.extend_from_slice(&u32::try_from(len).unwrap().to_be_bytes());
+        if random.one_in(3) {
+            bytes.extend((0..random.below(9000)).map(|_| 0x5a));
+        }
+    }
+    for _ in 0..random.below(3) {
+        let place = usize::try_from(random.below(bytes.len() as u64)).unwrap();
+        bytes[place] = byte(random);
+    }
+    bytes
+}
+
+/// Servers that answer what looks like the protocol for a while.
+#[test]
+fn the_client_survives_whatever_servers_send() {
+    Rig::new().run(async |rig| {
+        let listener = UnixListener::bind(rig.folder.path().join("socket")).unwrap();
+        let rounds = 150;
+        let attack = crate::thread::spawn("attack", move || {
+            let mut random = Rng::new(0x6e62_6402);
+            for _ in 0..rounds {
+                let (mut stream, _) = listener.accept().unwrap();
+                let answer = false_server(&mut stream, &mut random);
+                tracing::trace!("{answer:?}");
+            }
+        })
+        .unwrap();
+        for round in 0..rounds {
+            let mut all = BlockdevOptions::new(DriverOptions::Nbd(rig.options()));
+            all.node_name = Some(format!("client{round}"));
+            let Ok(node) = rig.graph.open(&all).await else { continue };
+            // Each may fail; none may hang, for the server hangs up in the end.
+            drop(node.read(0, IoBuf::alloc(8192)).await);
+            drop(node.map(0..1 << 16).await);
+            abandon(&rig.graph, node.name());
+            rig.graph.remove(node.name()).await.ok();
+        }
+        assert!(attack.is_finished() || attack.join().is_ok());
+    });
+}
+
+fn false_server(stream: &mut UnixStream, random: &mut Rng) -> std::io::Result<()> {
+    let damage = |bytes: &mut Vec<u8>, random: &mut Rng| {
+        if random.one_in(4) {
+            let place = usize::try_from(random.below(bytes.len() as u64)).unwrap();
+            bytes[place] ^= 1 << random.below(8);
+        }
+    };
+    stream.set_read_timeout(Some(Duration::from_millis(100)))?;
+    stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+    stream.read_exact(&mut [0; 20])?;
+    let reply = |option: u32, kind: u32, data: &[u8]| {
+        let mut out = Vec::new();
+        crate::nbd::proto::option::encode_reply(option, kind, data, &mut out);
+        out
+    };
+    let mut answers = reply(11, 1 << 31 | 1, b"no");
+    answers.extend(reply(8, 1, &[]));
+    answers.extend(reply(10, 4, b"\0\0\0\x01base:allocation"));
+    answers.extend(reply(10, 1, &[]));
+    answers.extend(reply(7, 3, b"\0\0\0\0\0\0\0\x10\0\0\x01\xff"));
+    answers.extend(reply(7, 1, &[]));
+    damage(&mut answers, random);
+    stream.write_all(&answers)?;
+    let mut seen = vec![0; 4096];
+    for _ in 0..4 {
+        let count = stream.read(&mut seen)?;
+        let Some(cookie) = seen[..count].len().checked_sub(20).map(|at| &seen[at..at + 8]) else {
+            continue;
+        };
+        let kind = [0, 1, 2, 5, 6, 9][usize::try_from(random.below(6)).unwrap()];
+        let payload = vec![0; usize::try_from(random.below(9000)).unwrap()];
+        let mut chunk = 0x668e_33ef_u32.to_be_bytes().to_vec();
+        chunk.extend([0, u8::try_from(random.below(2)).unwrap(), 0, kind]);
+        chunk.extend_from_slice(cookie);
+        chunk.extend_from_slice(&u32::try_from(payload.len()).unwrap().to_be_bytes());
+        chunk.extend_from_slice(&payload);
+        damage(&mut chunk, random);
+        stream.write_all(&chunk)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,391 @@
+//! The requests of one disk, whatever becomes of the connections that carry them.
+//!
+//! A request belongs to the session. It is sent over a link; when the link breaks it is sent over
+//! another, or over the next one that comes up. Reads and writes can be repeated without harm.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use slab::Slab;
+
+use super::command::{Answer, Command};
+use super::connect::{Target, connect};
+use super::link::Link;
+use super::negotiate::Facts;
+use crate::error::{Error, ErrorKind, Result};
+use crate::executor::Executor;
+use crate::nbd::proto::export;
+use crate::net::within;
+
+/// Time between two attempts to connect: the first, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long one attempt may take.
+const ATTEMPT: Duration = Duration::from_secs(30);
+
+/// What can be said of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// There is a link.
+    Up,
+    /// There is none; requests wait.
+    Waiting,
+    /// There has been none for too long: requests fail until one comes up.
+    Lost,
+    /// Never again.
+    Over,
+}
+
+pub(super) struct Session {
+    executor: Executor,
+    target: Target,
+    reconnect_delay: Duration,
+    facts: Cell<Facts>,
+    state: Cell<State>,
+    links: RefCell<Vec<Rc<Link>>>,
+    requests: RefCell<Slab<Entry>>,
+    next_number: Cell<u32>,
+    link_count: Cell<u64>,
+    /// How often there was no link left.
+    outage: Cell<u64>,
+    /// Why the last link broke.
+    why: RefCell<Option<Error>>,
+}
+
+/// One request.
+struct Entry {
+    /// Tells this request from others that had its place before.
+    number: u32,
+    command: Command,
+    /// The link it was sent over.
+    link: Option<u64>,
+    outcome: Option<Result<Answer>>,
+    waker: Option<Waker>,
+    /// Nobody waits for it any more.
+    detached: bool,
+}
+
+/// Waits for a request. Dropping it lets the request go on by itself.
+struct Waiting {
+    session: Rc<Session>,
+    key: usize,
+    done: bool,
+}
+
+impl Session {
+    /// Connects; tries again for `open_timeout` if the server cannot be reached.
+    pub(super) async fn open(
+        executor: &Executor,
+        target: Target,
+        open_timeout: Duration,
+        reconnect_delay: Duration,
+    ) -> Result<Rc<Session>> {
+        let attempts = async {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                match connect(executor, &target).await {
+                    Ok(connected) => return Ok(connected),
+                    Err(error) if open_timeout.is_zero() || is_final(&error) => return Err(error),
+                    Err(error) => tracing::debug!("{error}"),
+                }
+                executor.sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        };
+        let limit = if open_timeout.is_zero() { ATTEMPT } else { open_timeout };
+        let (stream, facts) = within(executor, limit, attempts).await.unwrap_or_else(|| {
+            let text = format!("Failed to connect to '{}' in time", target.options.server);
+            Err(Error::new(ErrorKind::TimedOut, text))
+        })?;
+        let session = Rc::new(Session {
+            executor: executor.clone(),
+            target,
+            reconnect_delay,
+            facts: Cell::new(facts),
+            state: Cell::new(State::Up),
+            links: RefCell::default(),
+            requests: RefCell::default(),
+            next_number: Cell::new(0),
+            link_count: Cell::new(0),
+            outage: Cell::new(0),
+            why: RefCell::default(),
+        });
+        session.links.borrow_mut().push(Link::start(&session, stream, facts));
+        session.add_links().await;
+        Ok(session)
+    }
+
+    /// Opens as many more connections as were asked for, if the server keeps them consistent.
+    async fn add_links(self: &Rc<Self>) {
+        let wanted = self.target.options.x_connections.unwrap_or(1);
+        if !self.facts.get().can(export::CAN_MULTI_CONN) {
+            return;
+        }
+        for _ in 1..wanted.min(16) {
+            match within(&self.executor, ATTEMPT, connect(&self.executor, &self.target)).await {
+                Some(Ok((stream, facts))) if facts.style == self.facts.get().style => {
+                    self.links.borrow_mut().push(Link::start(self, stream, facts));
+                }
+                Some(Err(error)) => {
+                    tracing::warn!("one connection less: {error}");
+                    return;
+                }
+                _ => return,
+            }
+        }
+    }
+
+    pub(super) fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    /// A number for a new link.
+    pub(super) fn next_link(&self) -> u64 {
+        let id = self.link_count.get() + 1;
+        self.link_count.set(id);
+        id
+    }
+
+    /// What the server offers, as last heard.
+    pub(super) fn facts(&self) -> Facts {
+        self.facts.get()
+    }
+
+    /// Sends a request and waits for its answer.
+    pub(super) async fn request(self: &Rc<Self>, command: Command) -> Result<Answer> {
+        match self.state.get() {
+            State::Up | State::Waiting => {}
+            State::Lost | State::Over => return Err(self.failure()),
+        }
+        let number = self.next_number.get();
+        self.next_number.set(number.wrapping_add(1));
+        let entry =
+            Entry { number, command, link: None, outcome: None, waker: None, detached: false };
+        let key = self.requests.borrow_mut().insert(entry);
+        self.send(key);
+        Waiting { session: Rc::clone(self), key, done: false }.await
+    }
+
+    /// Hands a request to the link with the least to do.
+    fn send(&self, key: usize) {
+        let link = self.links.borrow().iter().min_by_key(|link| link.in_flight()).cloned();
+        let mut requests = self.requests.borrow_mut();
+        let (Some(link), Some(entry)) = (link, requests.get_mut(key)) else { return };
+        entry.link = Some(link.id());
+        let cookie = u64::from(entry.number) << 32 | key as u64;
+        link.send(cookie, &entry.command);
+    }
+
+    /// The request that a reply of `link` speaks of, unless there is none of that name.
+    pub(super) fn find(&self, link: u64, cookie: u64) -> Option<Command> {
+        let requests = self.requests.borrow();
+        let entry = requests.get(key_of(cookie)?)?;
+        let same = u64::from(entry.number) == cookie >> 32 && entry.link == Some(link);
+        same.then(|| entry.command.clone())
+    }
+
+    /// A request is answered. Whoever has found it knows that it is there.
+    pub(super) fn finish(&self, cookie: u64, outcome: Result<Answer>) {
+        if let Some(key) = key_of(cookie) {
+            self.settle(key, outcome);
+        }
+    }
+
+    fn settle(&self, key: usize, outcome: Result<Answer>) {
+        let mut requests = self.requests.borrow_mut();
+        let Some(entry) = requests.get_mut(key) else { return };
+        if entry.detached {
+            requests.remove(key);
+            return;
+        }
+        entry.link = None;
+        entry.outcome = Some(outcome);
+        let waker = entry.waker.take();
+        drop(requests);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// A link broke: what it carried goes another way, now or later.
+    pub(super) fn link_lost(self: &Rc<Self>, id: u64, error: Error) {
+        let before = self.links.borrow().len();
+        self.links.borrow_mut().retain(|link| link.id() != id);
+        if self.links.borrow().len() == before || self.state.get() == State::Over {
+            return;
+        }
+        tracing::warn!("{}: {error}", self.target.options.filename());
+        self.why.replace(Some(error));
+        let carried = self.unanswered(|link| link == Some(id));
+        for key in &carried {
+            if let Some(entry) = self.requests.borrow_mut().get_mut(*key) {
+                entry.link = None;
+            }
+        }
+        if !self.links.borrow().is_empty() {
+            carried.into_iter().for_each(|key| self.send(key));
+            return;
+        }
+        self.state.set(State::Waiting);
+        let this = Rc::downgrade(self);
+        drop(self.executor.spawn(reconnect(this)));
+        if self.reconnect_delay.is_zero() {
+            self.give_up_waiting();
+        } else {
+            let outage = self.outage.get() + 1;
+            self.outage.set(outage);
+            let (this, executor, delay) =
+                (Rc::downgrade(self), self.executor.clone(), self.reconnect_delay);
+            drop(self.executor.spawn(async move {
+                executor.sleep(delay).await;
+                if let Some(session) = this.upgrade().filter(|it| it.outage.get() == outage) {
+                    session.give_up_waiting();
+                }
+            }));
+        }
+    }
+
+    fn unanswered(&self, which: impl Fn(Option<u64>) -> bool) -> Vec<usize> {
+        let requests = self.requests.borrow();
+        let open = requests.iter().filter(|(_, entry)| entry.outcome.is_none());
+        open.filter(|(_, entry)| which(entry.link)).map(|(key, _)| key).collect()
+    }
+
+    /// The server has been away for too long.
+    fn give_up_waiting(&self) {
+        if self.state.get() == State::Waiting {
+            self.state.set(State::Lost);
+            self.fail_all();
+        }
+    }
+
+    fn fail_all(&self) {
+        for key in self.unanswered(|_| true) {
+            self.settle(key, Err(self.failure()));
+        }
+    }
+
+    fn failure(&self) -> Error {
+        let name = self.target.options.filename();
+        let text = match (self.state.get(), &*self.why.borrow()) {
+            (State::Over, _) => format!("the connection to {name} was given up"),
+            (_, Some(why)) => format!("{name} is lost: {why}"),
+            (_, None) => format!("{name} is lost"),
+        };
+        Error::new(ErrorKind::Disconnected, text)
+    }
+
+    /// Fails everything at once and never connects again: the way out when a server hangs.
+    pub(super) fn abandon(&self) {
+        self.state.set(State::Over);
+        for link in self.links.take() {
+            link.shut_down();
+        }
+        self.fail_all();
+    }
+
+    /// Takes leave of the server.
+    pub(super) fn close(&self) {
+        if self.state.replace(State::Over) == State::Over {
+            return;
+        }
+        for link in self.links.take() {
+            link.disconnect();
+        }
+    }
+}
+
+/// Tries to connect until it works or the session is over.
+async fn reconnect(session: Weak<Session>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let Some(this) = session.upgrade() else { return };
+        let (executor, target) = (this.executor.clone(), this.target.clone());
+        drop(this);
+        let connected = within(&executor, ATTEMPT, connect(&executor, &target)).await;
+        let Some(this) = session.upgrade() else { return };
+        if this.state.get() == State::Over {
+            return;
+        }
+        match connected.unwrap_or_else(|| Err(Error::new(ErrorKind::TimedOut, "no answer"))) {
+            Ok((stream, facts)) if this.is_same_disk(&facts) => {
+                this.facts.set(facts);
+                this.state.set(State::Up);
+                this.links.borrow_mut().push(Link::start(&this, stream, facts));
+                for key in this.unanswered(|link| link.is_none()) {
+                    this.send(key);
+                }
+                this.add_links().await;
+                return;
+            }
+            Ok(_) => {
+                let text = "another disk is exported there now";
+                this.why.replace(Some(Error::new(ErrorKind::Io, text)));
+            }
+            Err(error) => {
+                this.why.replace(Some(error));
+            }
+        }
+        drop(this);
+        executor.sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+impl Session {
+    /// Whether requests that were made for what was there before make sense now.
+    fn is_same_disk(&self, now: &Facts) -> bool {
+        let before = self.facts.get();
+        now.size >= before.size
+            && now.flags & export::READ_ONLY == before.flags & export::READ_ONLY
+            && now.min_block <= before.min_block
+            && now.max_payload >= before.max_payload
+    }
+}
+
+impl Future for Waiting {
+    type Output = Result<Answer>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Answer>> {
+        let mut requests = self.session.requests.borrow_mut();
+        let entry = &mut requests[self.key];
+        if let Some(outcome) = entry.outcome.take() {
+            requests.remove(self.key);
+            drop(requests);
+            self.done = true;
+            return Poll::Ready(outcome);
+        }
+        match &mut entry.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => entry.waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let mut requests = self.session.requests.borrow_mut();
+        match requests.get_mut(self.key) {
+            Some(entry) if entry.outcome.is_none() => entry.detached = true,
+            Some(_) => drop(requests.remove(self.key)),
+            None => {}
+        }
+    }
+}
+
+fn key_of(cookie: u64) -> Option<usize> {
+    usize::try_from(cookie & u64::from(u32::MAX)).ok()
+}
+
+/// Whether trying again cannot help.
+fn is_final(error: &Error) -> bool {
+    !matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::NotFound | ErrorKind::TimedOut)
+}
