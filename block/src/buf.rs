@@ -66,6 +66,19 @@ impl Drop for Allocation {
     }
 }
 
+/// The buffers that a joined one consists of.
+struct Joined(Vec<IoBuf>);
+
+impl BufOwner for Joined {
+    fn written(&self, start: NonNull<u8>, len: usize) {
+        for part in &self.0 {
+            for piece in part.pieces().filter(|piece| piece.start == start) {
+                part.shared.owner.written(start, len.min(piece.len));
+            }
+        }
+    }
+}
+
 impl Allocation {
     /// Zeroed memory of `size` bytes, which is not 0.
     fn new(size: usize) -> Allocation {
@@ -117,6 +130,16 @@ impl IoBuf {
         let many: Box<[Segment]> = [first, second].into_iter().chain(pieces).collect();
         let len = many.iter().map(|segment| segment.len).sum();
         IoBuf::over(Segments::Many(many), len, owner)
+    }
+
+    /// One buffer over the memory of others, one after the other.
+    pub(crate) fn concat(parts: &[IoBuf]) -> IoBuf {
+        let pieces: Vec<(NonNull<u8>, usize)> = parts
+            .iter()
+            .flat_map(|part| part.pieces().map(|piece| (piece.start, piece.len)))
+            .collect();
+        // SAFETY: the pieces are those of `parts`, which the owner keeps alive.
+        unsafe { IoBuf::from_segments(pieces, Rc::new(Joined(parts.to_vec()))) }
     }
 
     fn over(segments: Segments, len: usize, owner: Rc<dyn BufOwner>) -> IoBuf {

@@ -98,6 +98,7 @@ impl BlockGraph {
                 DriverOptions::File(driver) => driver.open(&opening).await,
                 DriverOptions::Nbd(driver) => driver.open(&opening).await,
                 DriverOptions::NullCo(driver) => driver.open(&opening).await,
+                DriverOptions::Qcow2(driver) => driver.open(&opening).await,
                 DriverOptions::Raw(driver) => driver.open(&opening).await,
                 DriverOptions::SnapshotAccess(driver) => driver.open(&opening).await,
                 DriverOptions::Throttle(driver) => driver.open(&opening).await,

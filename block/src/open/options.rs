@@ -8,6 +8,7 @@ use crate::filter::compress::CompressOptions;
 use crate::filter::copy_before_write::{CopyBeforeWriteOptions, SnapshotAccessOptions};
 use crate::filter::copy_on_read::CopyOnReadOptions;
 use crate::filter::throttle::ThrottleOptions;
+use crate::format::qcow2::Qcow2Options;
 use crate::format::raw::RawOptions;
 use crate::protocol::file::FileOptions;
 use crate::protocol::nbd::NbdOptions;
@@ -85,6 +86,8 @@ pub enum DriverOptions {
     Nbd(NbdOptions),
     /// A disk without storage.
     NullCo(NullOptions),
+    /// A qcow2 image.
+    Qcow2(Box<Qcow2Options>),
     /// The bytes of another node.
     Raw(RawOptions),
     /// A disk as it was when its `copy-before-write` node came.

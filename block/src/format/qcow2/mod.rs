@@ -1,20 +1,67 @@
 //! The `qcow2` format.
 //!
-//! [`header`] is where an image begins, [`geometry`] what follows from it, [`entry`] what the
-//! tables say.
+//! # What is where
+//!
+//! *Formats*, which know bytes and nothing else: [`header`] is where an image begins, [`geometry`]
+//! what follows from it, [`entry`] what the tables say.
+//!
+//! *The image in use*, from the request down:
+//!
+//! - `open` finds the files that belong together, `own` takes the image over and gives it up.
+//! - `driver` is what a node sees. `read`, `write` (with `cow` for clusters that must be filled and
+//!   `compress`), `zero` and `resize` are the requests.
+//! - `map` is where a guest address is in the file; `alloc` which clusters are given out; `frees`
+//!   how they come back; `refcounts` who refers to them. `cache` keeps pieces of the tables in
+//!   memory, `overlap` keeps writes off metadata.
+//! - `flush` writes all of that out in an order that a crash cannot harm; `gate` knows which
+//!   requests are under way.
+//!
+//! # Invariants
+//!
+//! 1. An entry that is durable points to a cluster whose refcount is durable, and that holds what
+//!    the guest may read there.
+//! 2. A refcount is lowered, and its cluster used for something else, only when no durable entry
+//!    points there any more and every request that may have seen such an entry has ended.
+//! 3. So a crash at any moment leaks clusters at worst. The dirty bit is only used when the user
+//!    wants lazy refcounts.
+//! 4. Entries of a guest cluster change under its lock, in one go without an await; everything that
+//!    changes tables runs as a task of its own and is never given up half way.
+//! 5. An image that is not active is never written, and nothing that was read before it became
+//!    active is believed afterwards.
 
+mod alloc;
 pub mod bitmap;
 mod bytes;
+mod cache;
 pub mod check;
+mod compress;
 mod container;
+mod cow;
 pub mod create;
+mod driver;
 pub mod entry;
+mod flush;
+mod frees;
+mod gate;
 pub mod geometry;
 pub mod header;
-#[cfg_attr(not(test), expect(dead_code, reason = "the driver comes next"))]
+mod image;
+mod map;
+mod open;
 mod options;
+mod overlap;
+mod own;
+mod read;
+mod refcounts;
+mod resize;
 pub mod snapshot;
 #[cfg(test)]
 mod test_rig;
+mod write;
+mod zero;
 
+pub use driver::Qcow2Driver;
 pub use options::{BackingRef, OverlapCheck, OverlapFlags, OverlapTemplate, Qcow2Options};
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::open::BlockdevRef;
 
 /// The members that `qcow2` has in `blockdev-add`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[expect(missing_docs, reason = "the members are QMP's, described there")]
 pub struct Qcow2Options {
@@ -34,11 +34,11 @@ pub struct Qcow2Options {
     /// Discarded clusters keep their place in the file, so that it does not fragment.
     pub discard_no_unref: Option<bool>,
     /// Refused: encrypted images are not supported.
-    pub encrypt: Option<serde::de::IgnoredAny>,
+    pub encrypt: Option<serde_json::Value>,
 }
 
 /// Where what the image does not have is read from.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum BackingRef {
     /// The file that the image names, if any.
     #[default]
@@ -194,6 +194,12 @@ impl Qcow2Options {
             l2_slices: slices(l2, MIN_L2_SLICES, "L2")?,
             refcount_slices: slices(refcount, MIN_REFCOUNT_SLICES, "Refcount")?,
         })
+    }
+}
+
+impl Default for OverlapCheck {
+    fn default() -> OverlapCheck {
+        OverlapCheck::Template(OverlapTemplate::default())
     }
 }
 

@@ -1,0 +1,161 @@
+//! [`Qcow2Driver`]: the image as a driver of a node, and what only qcow2 can do.
+
+use std::future::Future;
+use std::ops::Range;
+use std::rc::Rc;
+
+use super::header::Header;
+use super::image::{Condition, Image};
+use crate::buf::IoBuf;
+use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
+use crate::edge::{Edge, EdgePerms};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Longest write of zeroes or discard in one call, bytes: a bound on the work between two others.
+const MAX_ZEROES: u64 = 1 << 40;
+
+/// A qcow2 image in use. [`crate::BlockNode::driver`] finds it behind a node.
+pub struct Qcow2Driver {
+    image: Rc<Image>,
+}
+
+impl Qcow2Driver {
+    pub(super) fn new(image: Rc<Image>) -> Qcow2Driver {
+        Qcow2Driver { image }
+    }
+
+    /// The header as it is now.
+    pub fn header(&self) -> Header {
+        self.image.header.borrow().clone()
+    }
+
+    /// The edge to the image file.
+    pub fn file(&self) -> Edge {
+        self.image.file.clone()
+    }
+
+    /// The edge to what is below the image, if there is anything.
+    pub fn backing(&self) -> Option<Edge> {
+        self.image.backing()
+    }
+
+    /// Puts another node below the image, or none. The caller has drained the node and knows that
+    /// the disk reads the same.
+    pub fn set_backing(&self, backing: Option<Edge>) {
+        self.image.backing.replace(backing);
+    }
+
+    /// Bytes of the image file up to the end of the last cluster that is in use. Ahead of it the
+    /// file may have been grown.
+    pub fn end_offset(&self) -> u64 {
+        self.image.space.end() << self.image.geometry().cluster_bits()
+    }
+
+    /// Whether something in the image was found to be wrong, so that it is not written any more.
+    pub fn is_corrupt(&self) -> bool {
+        self.image.condition.get() == Condition::Corrupt
+    }
+
+    /// Runs an operation on the image file itself (a check, a repair, snapshots, stored bitmaps,
+    /// changes of the header) while the image is in use: waits for all requests, writes everything
+    /// out, lets `work` do to the file what it likes, then reads everything anew. Requests that
+    /// come meanwhile wait.
+    ///
+    /// # Errors
+    /// Those of `work`, and of writing and reading the image. After a failure the file is read
+    /// anew just the same.
+    pub async fn offline<T, F>(&self, work: impl FnOnce(Edge) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let image = &self.image;
+        let closed = image.gate.close().await;
+        let writable = matches!(image.condition.get(), Condition::Clean | Condition::Changed);
+        if writable {
+            image.begin_change().await?;
+            image.settle().await?;
+        }
+        let result = work(image.file.clone()).await;
+        let reloaded = image.reload().await;
+        if writable && reloaded.is_ok() {
+            image.find_space().await?;
+        }
+        drop(closed);
+        reloaded?;
+        result
+    }
+}
+
+impl BlockDriver for Qcow2Driver {
+    const FORMAT: &'static str = "qcow2";
+
+    fn limits(&self) -> Limits {
+        let cluster = u32::try_from(self.image.geometry().cluster_size()).unwrap_or(u32::MAX);
+        Limits { discard_granularity: cluster, max_zeroes: MAX_ZEROES, ..Limits::NONE }
+    }
+
+    fn len(&self) -> u64 {
+        self.image.size.get()
+    }
+
+    fn filename(&self) -> Option<String> {
+        self.image.file.node().filename()
+    }
+
+    fn children(&self) -> Vec<Edge> {
+        let image = &self.image;
+        let edges = [Some(image.file.clone()), image.data.clone(), image.backing()];
+        edges.into_iter().flatten().collect()
+    }
+
+    fn set_permissions(&self, _held: EdgePerms) -> Result<()> {
+        Ok(())
+    }
+
+    async fn read(&self, at: u64, into: IoBuf) -> Result<()> {
+        self.image.read(at, into).await
+    }
+
+    async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
+        self.image.write(at, from, flags).await
+    }
+
+    async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
+        self.image.write_zeroes(range, flags).await
+    }
+
+    async fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.image.discard(range).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        match self.image.condition.get() {
+            Condition::Changed => self.image.flush().await,
+            Condition::Inactive | Condition::Clean => Ok(()),
+            Condition::Corrupt => {
+                let text = format!("{} is marked corrupt", self.image.name());
+                Err(Error::new(ErrorKind::Corrupt, text))
+            }
+        }
+    }
+
+    async fn map(&self, range: Range<u64>) -> Result<Extent> {
+        self.image.map_extent(range.start, range.end - range.start).await
+    }
+
+    async fn resize(&self, len: u64) -> Result<()> {
+        self.image.resize(len).await
+    }
+
+    async fn activate(&self, only_if: Option<u64>) -> Result<()> {
+        self.image.activate(only_if).await
+    }
+
+    async fn inactivate(&self) -> Result<()> {
+        self.image.inactivate().await
+    }
+
+    async fn generation(&self) -> Result<Option<u64>> {
+        self.image.generation().await
+    }
+}

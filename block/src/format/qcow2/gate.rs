@@ -1,0 +1,132 @@
+//! [`Gate`]: which requests are under way, and how to wait for them.
+//!
+//! Every request holds a [`Pass`] from before it looks anything up until its last byte has moved.
+//! Two things wait for passes:
+//!
+//! - an operation on the whole image (snapshot, check, resize, inactivation) *closes* the gate: it
+//!   waits for all passes, and new requests wait for it;
+//! - freed clusters wait for a *grace period*: a request that looked an entry up before it was
+//!   changed may still read or write where it pointed to, so nobody else may be given that place
+//!   until all requests that were under way then have ended. New ones go on meanwhile.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use crate::notify::Notify;
+
+/// The gate of one image.
+#[derive(Clone, Default)]
+pub(super) struct Gate(Rc<State>);
+
+#[derive(Default)]
+struct State {
+    /// Passes of the two generations that can be alive at once.
+    passes: [Cell<u32>; 2],
+    /// The generation that new passes belong to.
+    generation: Cell<usize>,
+    closed: Cell<bool>,
+    tainted: Cell<bool>,
+    changed: Notify,
+}
+
+/// A request under way.
+pub(super) struct Pass {
+    gate: Gate,
+    generation: usize,
+}
+
+/// The whole image, for one operation alone.
+pub(super) struct Closed(Gate);
+
+/// A write in place under way. Dropped before [`landed`](Self::landed), its caller has given it
+/// up, and the kernel may still be at work on it after its pass is gone.
+pub(super) struct InFlight<'a>(&'a Gate);
+
+impl Gate {
+    /// Begins a request; `None` while the gate is closed.
+    pub(super) fn try_enter(&self) -> Option<Pass> {
+        if self.0.closed.get() {
+            return None;
+        }
+        let generation = self.0.generation.get();
+        let count = &self.0.passes[generation];
+        count.set(count.get() + 1);
+        Some(Pass { gate: self.clone(), generation })
+    }
+
+    /// Begins a request as soon as the gate is open.
+    pub(super) async fn enter(&self) -> Pass {
+        loop {
+            if let Some(pass) = self.try_enter() {
+                return pass;
+            }
+            self.0.changed.wait_until(|| !self.0.closed.get()).await;
+        }
+    }
+
+    /// Waits until no request is under way, and keeps new ones off.
+    pub(super) async fn close(&self) -> Closed {
+        self.0.changed.wait_until(|| !self.0.closed.replace(true)).await;
+        let closed = Closed(self.clone());
+        self.0.changed.wait_until(|| self.0.passes.iter().all(|count| count.get() == 0)).await;
+        closed
+    }
+
+    /// Waits for the end of every request that is under way now. Only one task may wait here at a
+    /// time.
+    pub(super) async fn grace(&self) {
+        let state = &self.0;
+        let old = state.generation.get();
+        let new = 1 - old;
+        // The generation before that gets nobody new, and must be empty to be used again.
+        state.changed.wait_until(|| state.passes[new].get() == 0).await;
+        state.generation.set(new);
+        state.changed.wait_until(|| state.passes[old].get() == 0).await;
+    }
+
+    /// Marks the time in which a write in place is with the kernel.
+    pub(super) fn in_flight(&self) -> InFlight<'_> {
+        InFlight(self)
+    }
+
+    /// Whether a write was ever given up in flight: no cluster that is freed from then on may be
+    /// given to anybody else while this process lives.
+    pub(super) fn is_tainted(&self) -> bool {
+        self.0.tainted.get()
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        let state = &self.gate.0;
+        let left = state.passes[self.generation].get() - 1;
+        state.passes[self.generation].set(left);
+        if left == 0 {
+            state.changed.notify_all();
+        }
+    }
+}
+
+impl InFlight<'_> {
+    /// The write has ended, well or not.
+    pub(super) fn landed(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.0.tainted.set(true);
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.0.0.closed.set(false);
+        self.0.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod tests;

@@ -1,0 +1,343 @@
+//! [`Image`]: everything of an open image, and its way to the file.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::ops::Range;
+use std::rc::{Rc, Weak};
+
+use super::alloc::Space;
+use super::cache::{SliceCache, Snapshot};
+use super::compress::Decompressed;
+use super::flush::Flushes;
+use super::frees::Frees;
+use super::gate::Gate;
+use super::geometry::Geometry;
+use super::header::{Autoclear, Header, Incompatible, Version};
+use super::map::Map;
+use super::options::{CacheSizes, OverlapFlags};
+use super::overlap::{Kind, Regions};
+use super::refcounts::Refcounts;
+use crate::buf::IoBuf;
+use crate::driver::WriteFlags;
+use crate::edge::Edge;
+use crate::error::{Error, ErrorKind, Result};
+use crate::executor::Executor;
+use crate::ranges::RangeLocks;
+
+/// Longest single write of metadata, bytes: neighbours are joined up to this.
+const MAX_JOINED: usize = 1 << 20;
+
+/// What the options decide for as long as the image is open.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Behaviour {
+    pub(super) read_only: bool,
+    pub(super) pass_discard_request: bool,
+    pub(super) pass_discard_other: bool,
+    pub(super) discard_no_unref: bool,
+    /// `None`: as the image says.
+    pub(super) lazy_refcounts: Option<bool>,
+    pub(super) overlap: OverlapFlags,
+    pub(super) caches: CacheSizes,
+    /// Nanoseconds after which an unused slice is given up; 0 for never.
+    pub(super) clean_interval: u64,
+}
+
+/// Whether an image may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// Another process may own it: nothing is written, not even the header.
+    Inactive,
+    /// Owned, but nothing has been written since.
+    Clean,
+    /// Owned and changed, with a new generation mark.
+    Changed,
+    /// Something in it is wrong: nothing is written any more.
+    Corrupt,
+}
+
+/// An open image.
+pub(super) struct Image {
+    this: Weak<Image>,
+    pub(super) executor: Executor,
+    pub(super) file: Edge,
+    /// Guest data outside the image file.
+    pub(super) data: Option<Edge>,
+    pub(super) backing: RefCell<Option<Edge>>,
+    pub(super) behaviour: Behaviour,
+    pub(super) condition: Cell<Condition>,
+    pub(super) header: RefCell<Header>,
+    geometry: Cell<Geometry>,
+    pub(super) size: Cell<u64>,
+    pub(super) map: Map,
+    pub(super) refcounts: Refcounts,
+    pub(super) space: Space,
+    pub(super) frees: Frees,
+    pub(super) regions: Regions,
+    pub(super) gate: Gate,
+    /// Guest clusters whose entries are being changed.
+    pub(super) locks: RangeLocks,
+    pub(super) flushes: Flushes,
+    pub(super) decompressed: Decompressed,
+    /// Held while the header is changed.
+    header_lock: RangeLocks,
+}
+
+/// The nodes below an image.
+pub(super) struct Below {
+    pub(super) file: Edge,
+    pub(super) data: Option<Edge>,
+    pub(super) backing: Option<Edge>,
+}
+
+impl Image {
+    pub(super) fn new(
+        executor: &Executor,
+        below: Below,
+        header: Header,
+        behaviour: Behaviour,
+    ) -> Rc<Image> {
+        let sizes = behaviour.caches;
+        let cache = |capacity| SliceCache::new(sizes.slice, capacity);
+        Rc::new_cyclic(|this| Image {
+            this: this.clone(),
+            executor: executor.clone(),
+            file: below.file,
+            data: below.data,
+            backing: RefCell::new(below.backing),
+            behaviour,
+            condition: Cell::new(Condition::Inactive),
+            geometry: Cell::new(header.geometry),
+            size: Cell::new(header.size),
+            header: RefCell::new(header),
+            map: Map::new(cache(sizes.l2_slices)),
+            refcounts: Refcounts::new(cache(sizes.refcount_slices)),
+            space: Space::default(),
+            frees: Frees::default(),
+            regions: Regions::new(behaviour.overlap),
+            gate: Gate::default(),
+            locks: RangeLocks::new(),
+            flushes: Flushes::default(),
+            decompressed: Decompressed::default(),
+            header_lock: RangeLocks::new(),
+        })
+    }
+
+    /// Cluster size and entry formats.
+    pub(super) fn geometry(&self) -> Geometry {
+        self.geometry.get()
+    }
+
+    /// The image's file in messages.
+    pub(super) fn name(&self) -> String {
+        let node = self.file.node();
+        node.filename().unwrap_or_else(|| format!("node '{}'", node.name()))
+    }
+
+    /// What changes tables runs as a task of its own, so that it is never given up half way: the
+    /// caller may be dropped at any time.
+    pub(super) async fn run<T: 'static, F>(&self, work: impl FnOnce(Rc<Image>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + 'static,
+    {
+        match self.this.upgrade() {
+            Some(image) => self.executor.spawn(work(image)).await,
+            None => Err(Error::new(ErrorKind::Io, "the image is being closed")),
+        }
+    }
+
+    /// This image, for a task that outlives the call.
+    pub(super) fn shared(&self) -> Option<Rc<Image>> {
+        self.this.upgrade()
+    }
+
+    /// Where guest data is: the data file, or the image file itself.
+    pub(super) fn data_edge(&self) -> &Edge {
+        self.data.as_ref().unwrap_or(&self.file)
+    }
+
+    /// What is below this image now.
+    pub(super) fn backing(&self) -> Option<Edge> {
+        self.backing.borrow().clone()
+    }
+
+    /// Takes a header over that was just read.
+    pub(super) fn adopt_header(&self, header: Header) {
+        self.geometry.set(header.geometry);
+        self.size.set(header.size);
+        self.regions.reset(header.geometry);
+        self.header.replace(header);
+    }
+
+    /// Refuses changes to an image that is not ours, or broken. Before the first change of all
+    /// the header says that there was one.
+    pub(super) async fn begin_change(&self) -> Result<()> {
+        match self.condition.get() {
+            Condition::Changed => Ok(()),
+            Condition::Clean => self.mark_changed().await,
+            Condition::Corrupt => {
+                let text = format!("{} is marked corrupt and cannot be written", self.name());
+                Err(Error::new(ErrorKind::Corrupt, text))
+            }
+            Condition::Inactive => {
+                let text = format!("{} is inactive, another process may own it", self.name());
+                Err(Error::new(ErrorKind::Inactive, text))
+            }
+        }
+    }
+
+    /// Advances the generation mark and clears the features that a writer would have to know, all
+    /// in one write.
+    async fn mark_changed(&self) -> Result<()> {
+        self.run(|image| async move {
+            let changed = image
+                .change_header_if(|header| {
+                    if image.condition.get() != Condition::Clean {
+                        return false;
+                    }
+                    let mark = header.extensions.generation.unwrap_or(0);
+                    header.extensions.generation = Some(mark.wrapping_add(1));
+                    header.autoclear.0 &= Autoclear::KNOWN.0;
+                    let lazy = header.compatible.0 & super::header::Compatible::LAZY_REFCOUNTS.0;
+                    let lazy = image.behaviour.lazy_refcounts.unwrap_or(lazy != 0);
+                    if lazy && header.geometry.version() == Version::V3 {
+                        header.incompatible = header.incompatible.with(Incompatible::DIRTY, true);
+                    }
+                    true
+                })
+                .await?;
+            if changed && image.condition.get() == Condition::Clean {
+                image.condition.set(Condition::Changed);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether refcounts are only written when the image is closed: the header says dirty.
+    pub(super) fn has_lazy_refcounts(&self) -> bool {
+        self.header.borrow().incompatible.contains(Incompatible::DIRTY)
+    }
+
+    /// Changes the header durably: what was written before is durable first.
+    pub(super) async fn change_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
+        self.change_header_if(|header| {
+            change(header);
+            true
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// The same, unless `change` says that nothing is to be changed.
+    async fn change_header_if(&self, change: impl FnOnce(&mut Header) -> bool) -> Result<bool> {
+        let guard = self.header_lock.lock(0..1, true).await;
+        let mut header = self.header.borrow().clone();
+        if !change(&mut header) {
+            return Ok(false);
+        }
+        // A version 2 header has no room for these.
+        if header.geometry.version() == Version::V2 {
+            header.extensions.generation = None;
+        }
+        let bytes = header.serialise()?;
+        let used = bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count();
+        // Whole sectors, and no more of them than say anything: a torn write breaks nothing else.
+        let len = used.next_multiple_of(512).max(512).min(bytes.len());
+        self.file.flush().await?;
+        self.write_metadata(0, &bytes[..len], Kind::Header).await?;
+        self.file.flush().await?;
+        self.header.replace(header);
+        drop(guard);
+        Ok(true)
+    }
+
+    /// Bytes of the image file; what lies behind its end is zero.
+    pub(super) async fn read_file(&self, at: u64, len: usize) -> Result<Vec<u8>> {
+        let buf = IoBuf::alloc(len);
+        read_clamped(&self.file, at, buf.clone()).await?;
+        Ok(buf.to_vec())
+    }
+
+    /// Writes metadata, unless that would hit other metadata.
+    pub(super) async fn write_metadata(&self, at: u64, bytes: &[u8], kind: Kind) -> Result<()> {
+        self.check_overlap(&(at..at + bytes.len() as u64), Some(kind))?;
+        self.reserve_file(at + bytes.len() as u64).await?;
+        self.file.write(at, IoBuf::from_vec(bytes), WriteFlags::NONE).await
+    }
+
+    /// Writes slices, neighbours together.
+    pub(super) async fn write_slices(&self, slices: &[Snapshot], kind: Kind) -> Result<()> {
+        let mut rest = slices;
+        while let Some((start, first)) = rest.first() {
+            let mut joined = first.to_vec();
+            let mut count = 1;
+            for (at, bytes) in &rest[1..] {
+                if start + joined.len() as u64 != *at || joined.len() >= MAX_JOINED {
+                    break;
+                }
+                joined.extend_from_slice(bytes);
+                count += 1;
+            }
+            self.write_metadata(*start, &joined, kind).await?;
+            rest = &rest[count..];
+        }
+        Ok(())
+    }
+
+    /// Refuses a write of `range` that hits metadata of another kind, and marks the image corrupt.
+    pub(super) fn check_overlap(&self, range: &Range<u64>, own: Option<Kind>) -> Result<()> {
+        match self.regions.hit(range, own) {
+            None => Ok(()),
+            Some(kind) => Err(self.overlap(range, kind)),
+        }
+    }
+
+    /// The error of a write that would hit metadata.
+    #[cold]
+    pub(super) fn overlap(&self, range: &Range<u64>, kind: Kind) -> Error {
+        let name = kind.name();
+        let at = range.start;
+        self.corrupt(&format!(
+            "Preventing invalid write on metadata at {at:#x} (overlaps with {name})"
+        ))
+    }
+
+    /// Something in the image contradicts something else: from now on nothing is written but the
+    /// mark that says so.
+    #[cold]
+    pub(super) fn corrupt(&self, what: &str) -> Error {
+        let error = Error::new(ErrorKind::Corrupt, format!("{}: {what}", self.name()));
+        let before = self.condition.get();
+        if !matches!(before, Condition::Clean | Condition::Changed) || self.behaviour.read_only {
+            return error;
+        }
+        self.condition.set(Condition::Corrupt);
+        tracing::error!("Marking image as corrupt: {error}");
+        if let Some(image) = self.shared() {
+            self.executor.spawn(async move {
+                let mark = |header: &mut Header| {
+                    header.incompatible = header.incompatible.with(Incompatible::CORRUPT, true);
+                };
+                if image.geometry().version() == Version::V3
+                    && let Err(error) = image.change_header(mark).await
+                {
+                    tracing::error!("{} cannot be marked corrupt: {error}", image.name());
+                }
+            });
+        }
+        error
+    }
+}
+
+/// Fills `into` with what is there from `at`; what lies behind the end of the node is zero.
+pub(super) async fn read_clamped(edge: &Edge, at: u64, into: IoBuf) -> Result<()> {
+    let have = edge.len().saturating_sub(at);
+    let len = usize::try_from(have).unwrap_or(usize::MAX).min(into.len());
+    if len != 0 {
+        edge.read(at, into.slice(0..len)).await?;
+    }
+    if len != into.len() {
+        into.slice(len..into.len()).fill_zero();
+    }
+    Ok(())
+}

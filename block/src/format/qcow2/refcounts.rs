@@ -1,0 +1,314 @@
+//! Refcounts: the refcount table in memory, slices of its blocks in a cache.
+//!
+//! A refcount that is *raised* may reach the file at any time: at worst a cluster leaks. One that is
+//! *lowered* is changed here only after the last reference is durably gone (see `frees`), so it may
+//! be written at any time too. That is why blocks need no order among themselves, and only the
+//! flush makes sure that they are durable before the entries that rely on them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use super::cache::SliceCache;
+use super::entry::{RefcountTableEntry, put_refcount, refcount};
+use super::frees::Why;
+use super::image::Image;
+use super::overlap::Kind;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ranges::RangeLocks;
+
+/// Bytes of the pieces in which the refcount table is written: a sector.
+const PIECE: u64 = 512;
+/// Entries in a piece.
+const PIECE_ENTRIES: u64 = PIECE / 8;
+/// Largest refcount table, bytes: QEMU's limit, which its check enforces.
+const MAX_TABLE: u64 = 8 << 20;
+
+/// The refcount structures of an image.
+pub(super) struct Refcounts {
+    /// Where the table is in the file.
+    pub(super) table_at: Cell<u64>,
+    /// Its entries, as many as its clusters hold.
+    pub(super) table: RefCell<Vec<u64>>,
+    /// Pieces of the table that wait to be written.
+    dirty: RefCell<BTreeSet<u64>>,
+    pub(super) slices: SliceCache,
+    /// Held while slices are written: an older content must not overtake a newer one.
+    writing: RangeLocks,
+}
+
+impl Refcounts {
+    pub(super) fn new(slices: SliceCache) -> Refcounts {
+        Refcounts {
+            table_at: Cell::new(0),
+            table: RefCell::default(),
+            dirty: RefCell::default(),
+            slices,
+            writing: RangeLocks::new(),
+        }
+    }
+
+    /// Begins anew with a table that was just read.
+    pub(super) fn reset(&self, at: u64, table: Vec<u64>) {
+        self.table_at.set(at);
+        self.table.replace(table);
+        self.dirty.take();
+        self.slices.clear();
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.slices.is_dirty() || !self.dirty.borrow().is_empty()
+    }
+}
+
+/// Where a refcount is: the slice, the entry in it, and how many entries follow there.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) key: u64,
+    pub(super) index: usize,
+    pub(super) follow: u64,
+}
+
+impl Image {
+    /// Where the refcount of the host cluster number `cluster` is; `None` without a block for it.
+    pub(super) fn refcount_place(&self, cluster: u64) -> Result<Option<Place>> {
+        let geometry = self.geometry();
+        let index = geometry.refcount_table_index(cluster);
+        let table = self.refcounts.table.borrow();
+        let entry = usize::try_from(index).ok().and_then(|index| table.get(index)).copied();
+        let Some(block) = RefcountTableEntry(entry.unwrap_or(0)).offset() else { return Ok(None) };
+        if !geometry.is_aligned(block) {
+            let text = format!("Refblock offset {block:#x} unaligned (reftable index: {index:#x})");
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        let order = geometry.refcount_order();
+        let index = geometry.refcount_block_index(cluster) as u64;
+        let (key, _) = self.refcounts.slices.locate(block + (index << order >> 3));
+        let per_slice = (self.refcounts.slices.slice_len() as u64 * 8) >> order;
+        let index = index % per_slice;
+        let follow = per_slice - index;
+        Ok(Some(Place { key, index: usize::try_from(index).unwrap_or(usize::MAX), follow }))
+    }
+
+    /// Loads a slice of a refcount block.
+    pub(super) async fn load_refcounts(&self, key: u64) -> Result<()> {
+        while self.refcounts.slices.is_stuck() {
+            self.write_refcounts().await?;
+        }
+        let len = self.refcounts.slices.slice_len();
+        self.refcounts.slices.load(key, async || self.read_file(key, len).await).await
+    }
+
+    /// The refcount of a host cluster.
+    pub(super) async fn refcount(&self, cluster: u64) -> Result<u64> {
+        loop {
+            let Some(place) = self.refcount_place(cluster)? else { return Ok(0) };
+            let geometry = self.geometry();
+            let look = |slice: &[u8]| refcount(slice, place.index, geometry);
+            if let Some(count) = self.refcounts.slices.read(place.key, look) {
+                return Ok(count);
+            }
+            self.load_refcounts(place.key).await?;
+        }
+    }
+
+    /// Adds one reference to a host cluster.
+    pub(super) async fn add_reference(&self, cluster: u64) -> Result<()> {
+        let most = self.geometry().refcount_max();
+        self.change_refcount(cluster, |count| {
+            let raised = count.checked_add(1).filter(|raised| *raised <= most);
+            raised.ok_or_else(|| {
+                let text = format!("host cluster {cluster:#x} has as many references as fit");
+                Error::new(ErrorKind::NoSpace, text)
+            })
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Takes one reference from a host cluster; how many are left.
+    pub(super) async fn drop_reference(&self, cluster: u64) -> Result<u64> {
+        self.change_refcount(cluster, |count| {
+            count.checked_sub(1).ok_or_else(|| {
+                let text = format!("host cluster {cluster:#x} is freed, but has no references");
+                Error::new(ErrorKind::Corrupt, text)
+            })
+        })
+        .await
+    }
+
+    async fn change_refcount(
+        &self,
+        cluster: u64,
+        change: impl Fn(u64) -> Result<u64>,
+    ) -> Result<u64> {
+        let geometry = self.geometry();
+        loop {
+            let Some(place) = self.refcount_place(cluster)? else { return change(0) };
+            let changed = self.refcounts.slices.modify(place.key, |slice| {
+                let count = change(refcount(slice, place.index, geometry))?;
+                put_refcount(slice, place.index, count, geometry);
+                Ok(count)
+            });
+            if let Some(result) = changed {
+                return result;
+            }
+            self.load_refcounts(place.key).await?;
+        }
+    }
+
+    /// Writes every block out that has changed, then the table if it has. A new block is durable
+    /// before the table points to it: garbage in its place would be believed otherwise.
+    pub(super) async fn write_refcounts(&self) -> Result<()> {
+        let guard = self.refcounts.writing.lock(0..1, true).await;
+        let slices = self.refcounts.slices.take_dirty();
+        let result = self.write_slices(&slices, Kind::RefcountBlock).await;
+        self.refcounts.slices.written(&slices, result.is_ok());
+        result?;
+        let pieces = self.refcounts.dirty.take();
+        if !pieces.is_empty() {
+            let result = self.write_table_pieces(&pieces).await;
+            if result.is_err() {
+                self.refcounts.dirty.borrow_mut().extend(pieces);
+            }
+            result?;
+        }
+        drop(guard);
+        Ok(())
+    }
+
+    async fn write_table_pieces(&self, pieces: &BTreeSet<u64>) -> Result<()> {
+        self.file.flush().await?;
+        for piece in pieces {
+            let first = usize::try_from(piece * PIECE_ENTRIES).unwrap_or(usize::MAX);
+            let bytes: Vec<u8> = self
+                .refcounts
+                .table
+                .borrow()
+                .iter()
+                .skip(first)
+                .take(usize::try_from(PIECE_ENTRIES).unwrap_or(0))
+                .flat_map(|entry| entry.to_be_bytes())
+                .collect();
+            let at = self.refcounts.table_at.get() + piece * PIECE;
+            self.write_metadata(at, &bytes, Kind::RefcountTable).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes refcount block `index` in the host cluster number `cluster`, whose refcount is one
+    /// already, unless it is in this very block.
+    pub(super) async fn make_refcount_block(&self, index: u64, cluster: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let at = cluster << geometry.cluster_bits();
+        let mut block = vec![0; geometry.cluster_len()];
+        if geometry.refcount_table_index(cluster) == index {
+            put_refcount(&mut block, geometry.refcount_block_index(cluster), 1, geometry);
+        }
+        self.reserve_file(at + geometry.cluster_size()).await?;
+        self.write_metadata(at, &block, Kind::RefcountBlock).await?;
+        let Some(entry) = usize::try_from(index).ok().filter(|entry| *entry < self.table_len())
+        else {
+            return Err(Error::new(ErrorKind::Corrupt, "the refcount table became shorter"));
+        };
+        self.refcounts.table.borrow_mut()[entry] = at;
+        self.refcounts.dirty.borrow_mut().insert(index / PIECE_ENTRIES);
+        self.regions.add(at, Kind::RefcountBlock);
+        Ok(())
+    }
+
+    fn table_len(&self) -> usize {
+        self.refcounts.table.borrow().len()
+    }
+
+    /// Makes a larger refcount table of at least `entries` entries at host cluster number `start`,
+    /// from where on no block describes anything yet, with the blocks for itself behind it.
+    /// Nothing refers to any of it before all of it is durable; then the header does. Answers the
+    /// number of the first cluster behind all that.
+    pub(super) async fn grow_refcount_table(&self, start: u64, entries: u64) -> Result<u64> {
+        let geometry = self.geometry();
+        let per_block = geometry.refcount_block_entries();
+        let old = self.refcounts.table.borrow().clone();
+        let entries = entries.max(old.len() as u64 + old.len() as u64 / 2);
+        let plan = TablePlan::new(start, entries, per_block, geometry.cluster_size())?;
+        let end = plan.end();
+        self.reserve_file(end << geometry.cluster_bits()).await?;
+        let mut table = old.clone();
+        table.resize(usize::try_from(plan.entries).unwrap_or(usize::MAX), 0);
+        for (number, index) in plan.blocks.clone().enumerate() {
+            let cluster = start + plan.clusters + number as u64;
+            let mut block = vec![0; geometry.cluster_len()];
+            let covered = index * per_block..(index + 1) * per_block;
+            for used in start.max(covered.start)..end.min(covered.end) {
+                put_refcount(&mut block, geometry.refcount_block_index(used), 1, geometry);
+            }
+            let at = cluster << geometry.cluster_bits();
+            self.write_metadata(at, &block, Kind::RefcountBlock).await?;
+            table[usize::try_from(index).unwrap_or(usize::MAX)] = at;
+        }
+        let at = start << geometry.cluster_bits();
+        let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        // The copy must have everything that the old table was to get.
+        self.write_metadata(at, &bytes, Kind::RefcountTable).await?;
+        let (old_at, old_clusters) = {
+            let header = self.header.borrow();
+            (header.refcount_table_offset, u64::from(header.refcount_table_clusters))
+        };
+        let guard = self.refcounts.writing.lock(0..1, true).await;
+        let clusters = u32::try_from(plan.clusters).unwrap_or(u32::MAX);
+        self.change_header(|header| {
+            header.refcount_table_offset = at;
+            header.refcount_table_clusters = clusters;
+        })
+        .await?;
+        for index in plan.blocks.clone() {
+            let block = table[usize::try_from(index).unwrap_or(usize::MAX)];
+            self.regions.add(block, Kind::RefcountBlock);
+        }
+        self.refcounts.table.replace(table);
+        self.refcounts.table_at.set(at);
+        self.refcounts.dirty.take();
+        let end = at + (plan.clusters << geometry.cluster_bits());
+        self.regions.set_range(Kind::RefcountTable, at..end);
+        drop(guard);
+        self.frees.push_clusters(old_at, old_clusters << geometry.cluster_bits(), Why::Other);
+        Ok(end)
+    }
+}
+
+/// Where a new refcount table and its blocks go, in clusters.
+struct TablePlan {
+    start: u64,
+    /// Clusters of the table.
+    clusters: u64,
+    /// Entries that fit into them.
+    entries: u64,
+    /// Entries of the blocks that describe table and blocks.
+    blocks: Range<u64>,
+}
+
+impl TablePlan {
+    fn new(start: u64, entries: u64, per_block: u64, cluster_size: u64) -> Result<TablePlan> {
+        let first = start / per_block;
+        let mut plan = TablePlan { start, clusters: 0, entries: 0, blocks: first..first + 1 };
+        // Blocks take clusters, which take blocks: each round adds what the last one lacked.
+        loop {
+            let needed = entries.max(plan.blocks.end);
+            plan.clusters = (needed * 8).div_ceil(cluster_size);
+            plan.entries = plan.clusters * cluster_size / 8;
+            if plan.clusters * cluster_size > MAX_TABLE {
+                let text = "the image has as many clusters as a refcount table can describe";
+                return Err(Error::new(ErrorKind::NoSpace, text));
+            }
+            let end = plan.end().div_ceil(per_block);
+            if end <= plan.blocks.end && plan.blocks.end <= plan.entries {
+                return Ok(plan);
+            }
+            plan.blocks.end = plan.blocks.end.max(end);
+        }
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.clusters + (self.blocks.end - self.blocks.start)
+    }
+}

@@ -1,0 +1,116 @@
+//! Changing the length of the disk.
+
+use super::entry::L1Entry;
+use super::frees::Why;
+use super::header::{MAX_L1_BYTES, Version};
+use super::image::Image;
+use super::overlap::Kind;
+use crate::error::{Error, ErrorKind, Result};
+
+impl Image {
+    /// Makes the disk `len` bytes long. What it grows by reads as zeroes.
+    pub(super) async fn resize(&self, len: u64) -> Result<()> {
+        self.begin_change().await?;
+        self.run(|image| async move {
+            let closed = image.gate.close().await;
+            let old = image.size.get();
+            image.check_length(len)?;
+            if len < old {
+                image.shrink(len).await?;
+            } else if len > old {
+                image.grow(old, len).await?;
+            }
+            image.flush().await?;
+            drop(closed);
+            Ok(())
+        })
+        .await
+    }
+
+    fn check_length(&self, len: u64) -> Result<()> {
+        let refuse = |kind, text: &str| Err(Error::new(kind, text));
+        let geometry = self.geometry();
+        if i64::try_from(len).is_err() || geometry.l1_entries_for(len) * 8 > MAX_L1_BYTES {
+            return refuse(ErrorKind::InvalidArgument, "The new size is too large for the image");
+        }
+        let header = self.header.borrow();
+        if header.snapshots.entries != 0 && header.geometry.version() == Version::V2 {
+            return refuse(ErrorKind::Unsupported, "Can't resize a v2 image which has snapshots");
+        }
+        Ok(())
+    }
+
+    async fn shrink(&self, len: u64) -> Result<()> {
+        self.remove_after(len).await?;
+        // The clusters go before the length does: a crash in between leaves a long disk.
+        self.flush().await?;
+        self.change_header(|header| header.size = len).await?;
+        self.size.set(len);
+        if let Some(data) = &self.data {
+            data.resize(len).await?;
+        }
+        Ok(())
+    }
+
+    async fn grow(&self, old: u64, len: u64) -> Result<()> {
+        if let Some(data) = &self.data
+            && data.len() < len
+        {
+            data.resize(len).await?;
+        }
+        let needed = self.geometry().l1_entries_for(len);
+        if needed > u64::from(self.header.borrow().l1.entries) {
+            self.move_l1(needed).await?;
+        }
+        // What the disk did not show until now may be anything: the rest of its last cluster, and
+        // what a longer backing file has there.
+        let size = self.geometry().cluster_size();
+        let below = self.backing().map_or(0, |backing| backing.len());
+        let unsure = old.next_multiple_of(size).max(below).min(len);
+        self.size.set(len);
+        let zeroed = if unsure > old { self.zero_alone(old..unsure).await } else { Ok(()) };
+        let changed = match zeroed {
+            Ok(()) => self.flush().await,
+            error => error,
+        };
+        let changed = match changed {
+            Ok(()) => self.change_header(|header| header.size = len).await,
+            error => error,
+        };
+        if changed.is_err() {
+            self.size.set(old);
+        }
+        changed
+    }
+
+    /// Makes a longer L1 table. The header changes over to it when all of it is durable.
+    async fn move_l1(&self, entries: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let mut l1 = self.map.l1();
+        l1.resize(usize::try_from(entries).unwrap_or(usize::MAX), L1Entry::EMPTY.0);
+        let clusters = geometry.clusters_for(entries * 8);
+        let at = self.allocate_table(clusters).await?;
+        let mut bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        bytes.resize(usize::try_from(clusters << geometry.cluster_bits()).unwrap_or(0), 0);
+        // Entries that are not in the file yet are in the copy, so the tables that they point to
+        // and their refcounts must be durable first.
+        self.flush().await?;
+        self.write_metadata(at, &bytes, Kind::ActiveL1).await?;
+        self.write_refcounts().await?;
+        let old = self.header.borrow().l1;
+        let count = u32::try_from(entries).unwrap_or(u32::MAX);
+        self.change_header(|header| {
+            header.l1.offset = at;
+            header.l1.entries = count;
+        })
+        .await?;
+        self.map.move_l1(at, l1);
+        self.regions.set_range(Kind::ActiveL1, at..at + entries * 8);
+        let old_bytes =
+            geometry.clusters_for(u64::from(old.entries) * 8) << geometry.cluster_bits();
+        if old_bytes != 0 {
+            self.frees.push_clusters(old.offset, old_bytes, Why::Other);
+        }
+        Ok(())
+    }
+}

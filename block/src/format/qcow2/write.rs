@@ -1,0 +1,148 @@
+//! Writes.
+//!
+//! A write takes the first of these ways that is open to it:
+//!
+//! - *In place*: the clusters are there and nobody else's. Straight to the file, no lock, nothing
+//!   changed.
+//! - *Fresh*: the clusters read as zeroes and so does the place that they are given. The entries
+//!   are changed first, all at once and without an await; then the write is one in place. Whatever
+//!   a crash leaves, the rest of these clusters reads as zeroes, as before. Others that write to
+//!   the same clusters need not wait.
+//! - *Slowly* (see `cow`): the place must be filled with what the write does not cover. A task of
+//!   its own does that, under the lock of these clusters, and changes the entries last.
+
+use super::alloc::Need;
+use super::entry::{Cluster, L2Entry, Parts};
+use super::image::{Condition, Image};
+use super::map::{Mapping, Place, What};
+use super::read::all;
+use crate::buf::IoBuf;
+use crate::driver::{LocalBoxFuture, WriteFlags};
+use crate::error::Result;
+
+impl Image {
+    /// Writes `from` at `at`.
+    pub(super) async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
+        if self.condition.get() != Condition::Changed {
+            Box::pin(self.begin_change()).await?;
+        }
+        if flags.compressed {
+            return Box::pin(self.write_compressed(at, from)).await;
+        }
+        let pass = match self.gate.try_enter() {
+            Some(pass) => pass,
+            None => self.gate.enter().await,
+        };
+        let result = match self.ready_place(at, from.len() as u64)? {
+            Some((host, len)) if len == from.len() as u64 => {
+                // Durable by itself if the entries are.
+                let fua = flags.fua && !self.map.is_dirty();
+                self.write_in_place(host, from, WriteFlags { fua, ..WriteFlags::NONE }).await?;
+                if flags.fua && !fua { Box::pin(self.flush()).await } else { Ok(()) }
+            }
+            _ => Box::pin(self.write_pieces(at, from, flags)).await,
+        };
+        drop(pass);
+        result
+    }
+
+    async fn write_in_place(&self, host: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
+        if self.data.is_none() {
+            self.check_overlap(&(host..host + from.len() as u64), None)?;
+        }
+        let end = host + from.len() as u64;
+        if end > self.data_edge().len() {
+            self.extend_data(end).await?;
+        }
+        let flight = self.gate.in_flight();
+        let result = self.data_edge().write(host, from, flags).await;
+        flight.landed();
+        result
+    }
+
+    /// Entries may point behind the end of the file, which ends somewhere in its last cluster.
+    pub(super) async fn extend_data(&self, end: u64) -> Result<()> {
+        match &self.data {
+            None => self.reserve_file(end).await,
+            Some(data) if data.len() < end => data.resize(end).await,
+            Some(_) => Ok(()),
+        }
+    }
+
+    async fn write_pieces(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
+        let mut pieces: Vec<LocalBoxFuture<'_, Result<()>>> = Vec::new();
+        let mut done = 0;
+        while done < from.len() {
+            let (start, left) = (at + done as u64, from.len() - done);
+            let ready = match self.ready_place(start, left as u64)? {
+                None => {
+                    // The slice may only have to be loaded.
+                    self.load_entry(start).await?;
+                    self.ready_place(start, left as u64)?
+                }
+                ready => ready,
+            };
+            let Some((host, len)) = ready else {
+                // All that follows goes this way too: most often it has to.
+                let part = from.slice(done..from.len());
+                pieces.push(Box::pin(self.run(move |image| image.write_slowly(start, part))));
+                break;
+            };
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            let part = from.slice(done..done + len);
+            pieces.push(Box::pin(self.write_in_place(host, part, WriteFlags::NONE)));
+            done += len;
+        }
+        all(pieces).await?;
+        self.flush_if_crowded();
+        if flags.fua { self.flush().await } else { Ok(()) }
+    }
+
+    /// Where up to `len` bytes from `at` can be written at once, and how many; `None` if that is
+    /// not known yet, or needs more than a write.
+    fn ready_place(&self, at: u64, len: u64) -> Result<Option<(u64, u64)>> {
+        let Some(Mapping { what, len }) = self.lookup(at, len)? else { return Ok(None) };
+        match what {
+            What::Data { host, own: true } => Ok(Some((host, len))),
+            What::Zero | What::Absent => self.fresh_place(at, len),
+            _ => Ok(None),
+        }
+    }
+
+    /// Gives fresh clusters to the first of `len` bytes from `at`, which have no data.
+    fn fresh_place(&self, at: u64, len: u64) -> Result<Option<(u64, u64)>> {
+        let geometry = self.geometry();
+        let first = geometry.cluster_start(at);
+        let end = at + len;
+        if self.data.is_some() {
+            return Ok(None);
+        }
+        let range = first..end.next_multiple_of(geometry.cluster_size());
+        if !self.locks.is_empty() && self.locks.overlaps(&range) {
+            return Ok(None);
+        }
+        let Place::Slice { key, index, own: true } = self.place(first)? else { return Ok(None) };
+        let zero_below = self.is_zero_below(first);
+        // A host cluster that is there already may hold anything.
+        let is_vacant = |slice: &[u8], index: usize| {
+            let entry = L2Entry::get(slice, index, geometry).decode(geometry);
+            let Ok(Cluster::Standard { host: None, parts }) = entry else { return false };
+            zero_below || parts.zero == Parts::all(geometry)
+        };
+        let entry_size = if geometry.has_extended_l2() { 16 } else { 8 };
+        let count = usize::try_from(geometry.clusters_for(end - first)).unwrap_or(usize::MAX);
+        let vacant = self.map.slices.read(key, |slice| {
+            let last = index.saturating_add(count).min(slice.len() / entry_size);
+            (index..last).take_while(|index| is_vacant(slice, *index)).count()
+        });
+        let Some(vacant @ 1..) = vacant else { return Ok(None) };
+        let Some(run) = self.try_allocate(vacant as u64, Need::Zeroes)? else { return Ok(None) };
+        let size = geometry.cluster_size();
+        for number in 0..run.clusters {
+            let data = Cluster::data(geometry, run.host + number * size);
+            self.set_entry(first + number * size, L2Entry::encode(data, true, geometry)?)?;
+        }
+        let covered = (first + run.clusters * size).min(end) - at;
+        Ok(Some((run.host + geometry.within_cluster(at), covered)))
+    }
+}

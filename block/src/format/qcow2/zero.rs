@@ -1,0 +1,284 @@
+//! Writes of zeroes, and discards: entries change, data does not move.
+//!
+//! Whole clusters (subclusters, for zeroes in images that have them) change their entries. What is
+//! left at both ends of a write of zeroes is written as bytes; what is left of a discard keeps its
+//! content.
+
+use std::ops::Range;
+
+use super::entry::{Cluster, L2Entry, Parts};
+use super::frees::Why;
+use super::header::Version;
+use super::image::Image;
+use super::map::What;
+use crate::buf::IoBuf;
+use crate::driver::WriteFlags;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Guest clusters whose entries change before others get their turn.
+const BATCH: u64 = 4096;
+
+/// What becomes of whole clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Emptying {
+    /// They read as zeroes and keep their place.
+    Zero,
+    /// They read as zeroes and lose it.
+    Unmap,
+    /// Nobody needs them: they lose their place, and read as zeroes where that costs nothing.
+    Discard,
+    /// They are gone, as if they had never been: the disk ends before them.
+    Remove,
+}
+
+impl Image {
+    /// Makes a range read as zeroes.
+    pub(super) async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
+        self.begin_change().await?;
+        let pass = self.gate.enter().await;
+        self.run(|image| async move {
+            let how = if flags.may_unmap { Emptying::Unmap } else { Emptying::Zero };
+            image.check_can_zero(&range)?;
+            let result = image.zero_range(range, how).await;
+            drop(pass);
+            result
+        })
+        .await?;
+        self.flush_if_crowded();
+        if flags.fua { self.flush().await } else { Ok(()) }
+    }
+
+    /// Version 2 has no zero clusters: only what reads as zeroes without an entry can be made so.
+    fn check_can_zero(&self, range: &Range<u64>) -> Result<()> {
+        if self.geometry().version() == Version::V2 && !self.is_zero_below(range.start) {
+            let text = "version 2 images cannot hold zeroes over a backing file";
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+        Ok(())
+    }
+
+    /// The content of a range is no longer needed.
+    pub(super) async fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.begin_change().await?;
+        let pass = self.gate.enter().await;
+        self.run(|image| async move {
+            let size = image.geometry().cluster_size();
+            // The last cluster is whole where the disk ends.
+            let end = if range.end == image.size.get() {
+                range.end.next_multiple_of(size)
+            } else {
+                range.end - range.end % size
+            };
+            let whole = range.start.next_multiple_of(size)..end;
+            let result = image.empty_clusters(whole, Emptying::Discard).await;
+            drop(pass);
+            result
+        })
+        .await?;
+        self.flush_if_crowded();
+        Ok(())
+    }
+
+    /// Makes the disk end at `len`; the gate is closed.
+    pub(super) async fn remove_after(&self, len: u64) -> Result<()> {
+        let size = self.geometry().cluster_size();
+        let end = self.size.get().next_multiple_of(size);
+        self.empty_clusters(len.next_multiple_of(size)..end, Emptying::Remove).await
+    }
+
+    /// Makes a range zero; the gate is closed.
+    pub(super) async fn zero_alone(&self, range: Range<u64>) -> Result<()> {
+        self.zero_range(range, Emptying::Unmap).await
+    }
+
+    async fn zero_range(&self, range: Range<u64>, how: Emptying) -> Result<()> {
+        let size = self.geometry().cluster_size();
+        let start = range.start.next_multiple_of(size);
+        if start >= range.end {
+            return self.zero_part(range).await;
+        }
+        // The last cluster is whole where the disk ends.
+        let end =
+            if range.end == self.size.get() { range.end.next_multiple_of(size) } else { range.end };
+        let end = (end - end % size).max(start);
+        self.zero_part(range.start..start).await?;
+        self.empty_clusters(start..end, how).await?;
+        self.zero_part(end..range.end.max(end)).await
+    }
+
+    /// Zeroes a part of one cluster: whole subclusters by their bits, the rest by bytes, and what
+    /// is zero already not at all.
+    async fn zero_part(&self, range: Range<u64>) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let geometry = self.geometry();
+        let first = geometry.cluster_start(range.start);
+        let guard = self.locks.lock(first..first + geometry.cluster_size(), true).await;
+        let unit = geometry.subcluster_size();
+        let start = range.start.next_multiple_of(unit).min(range.end);
+        let end = (range.end - range.end % unit).max(start);
+        let mut middle = start..end;
+        if !self.zero_subclusters(first, middle.clone()).await? {
+            middle = range.end..range.end;
+        }
+        for left in [range.start..middle.start, middle.end..range.end] {
+            self.zero_bytes(left).await?;
+        }
+        drop(guard);
+        Ok(())
+    }
+
+    /// Sets the zero bits of whole subclusters; whether that was possible.
+    async fn zero_subclusters(&self, first: u64, range: Range<u64>) -> Result<bool> {
+        let geometry = self.geometry();
+        if range.is_empty() || !geometry.has_extended_l2() || self.data.is_some() {
+            return Ok(false);
+        }
+        let entry = self.entry_to_change(first).await?;
+        match self.decode(entry)? {
+            Cluster::Standard { host, parts } if host.is_none() || entry.is_copied() => {
+                let unit = geometry.subcluster_size();
+                let set = (range.start - first) / unit..(range.end - first) / unit;
+                let set = set.fold(0, |set, part| set | 1_u32 << part);
+                let parts = Parts { allocated: parts.allocated & !set, zero: parts.zero | set };
+                let cluster = Cluster::Standard { host, parts };
+                let entry = L2Entry::encode(cluster, entry.is_copied(), geometry)?;
+                self.set_entry(first, entry)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Writes zeroes as bytes where there are others.
+    async fn zero_bytes(&self, range: Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let mapping = self.find(at, range.end - at).await?;
+            let is_zero = match mapping.what {
+                What::Zero => !self.header.borrow().is_data_file_raw(),
+                What::Absent => self.is_zero_below(at),
+                _ => false,
+            };
+            if !is_zero {
+                let zeroes = IoBuf::alloc(usize::try_from(mapping.len).unwrap_or(usize::MAX));
+                self.write_locked(at, zeroes).await?;
+            }
+            at += mapping.len;
+        }
+        Ok(())
+    }
+
+    /// Empties whole clusters, a batch at a time.
+    async fn empty_clusters(&self, range: Range<u64>, how: Emptying) -> Result<()> {
+        let geometry = self.geometry();
+        let mut at = range.start;
+        while at < range.end {
+            let span = geometry.l2_span();
+            let end = (at - at % span + span).min(at + BATCH * geometry.cluster_size());
+            let end = end.min(range.end);
+            let guard = self.locks.lock(at..end, true).await;
+            self.empty_batch(at..end, how).await?;
+            drop(guard);
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Empties clusters of one L2 table, which are locked.
+    async fn empty_batch(&self, range: Range<u64>, how: Emptying) -> Result<()> {
+        let geometry = self.geometry();
+        let mut at = range.start;
+        while at < range.end {
+            let mapping = self.find(at, range.end - at).await?;
+            // Most of what is emptied is empty: its entries, or their table, need no change.
+            if mapping.what == What::Absent && (how == Emptying::Remove || self.is_zero_below(at)) {
+                let whole = at + mapping.len;
+                let next = geometry.cluster_start(whole);
+                if next > at {
+                    at = next;
+                    continue;
+                }
+            }
+            if let Some(data) = &self.data {
+                self.empty_data(data, at, how).await?;
+            }
+            let entry = self.entry_to_change(at).await?;
+            let old = self.decode(entry)?;
+            if let Some((new, copied)) = self.emptied(at, old, entry.is_copied(), how) {
+                self.set_entry(at, L2Entry::encode(new, copied, geometry)?)?;
+                self.drop_unless_kept(old, new, how);
+            }
+            at += geometry.cluster_size();
+        }
+        Ok(())
+    }
+
+    fn drop_unless_kept(&self, old: Cluster, new: Cluster, how: Emptying) {
+        let host = |cluster: Cluster| match cluster {
+            Cluster::Standard { host, .. } => host,
+            Cluster::Compressed(_) => None,
+        };
+        if host(old).is_none() || host(old) != host(new) {
+            let is_request = how != Emptying::Zero;
+            self.drop_for(old, if is_request { Why::Request } else { Why::Other });
+        }
+    }
+
+    /// What becomes of an entry, and whether it is the only one; `None` if it stays as it is.
+    fn emptied(
+        &self,
+        guest: u64,
+        old: Cluster,
+        copied: bool,
+        how: Emptying,
+    ) -> Option<(Cluster, bool)> {
+        let geometry = self.geometry();
+        let is_v2 = geometry.version() == Version::V2;
+        let zero_below = self.is_zero_below(guest);
+        let (host, parts) = match old {
+            Cluster::Compressed(_) => (None, Parts::default()),
+            Cluster::Standard { host, parts } => (host, parts),
+        };
+        let is_absent = host.is_none() && parts == Parts::default();
+        let is_absent = is_absent && matches!(old, Cluster::Standard { .. });
+        let keep = match how {
+            Emptying::Zero => true,
+            Emptying::Discard => self.behaviour.discard_no_unref,
+            Emptying::Unmap | Emptying::Remove => false,
+        };
+        // Raw data files are written through; their entries stay.
+        let keep = keep || (self.data.is_some() && how != Emptying::Remove);
+        if how == Emptying::Remove || is_v2 {
+            // Without zero clusters, data over a backing file is better left than exposed.
+            let possible = how == Emptying::Remove || zero_below;
+            return (possible && !is_absent).then_some((Cluster::UNALLOCATED, false));
+        }
+        if self.header.borrow().is_data_file_raw() {
+            return None;
+        }
+        if is_absent && zero_below {
+            return None;
+        }
+        let new = Cluster::zero(geometry, host.filter(|_| keep && copied));
+        (new != old).then_some((new, copied && keep && host.is_some()))
+    }
+
+    /// Empties a cluster of a data file, before its entry says so: what is written there later
+    /// must not be emptied.
+    async fn empty_data(&self, data: &crate::edge::Edge, at: u64, how: Emptying) -> Result<()> {
+        let end = (at + self.geometry().cluster_size()).min(data.len());
+        if at >= end {
+            return Ok(());
+        }
+        let flags = if how == Emptying::Zero { WriteFlags::NONE } else { WriteFlags::UNMAP };
+        if self.header.borrow().is_data_file_raw() && how != Emptying::Remove {
+            return data.write_zeroes(at..end, flags).await;
+        }
+        if how != Emptying::Zero && self.behaviour.pass_discard_request {
+            return data.discard(at..end).await;
+        }
+        Ok(())
+    }
+}
