@@ -39,4 +39,13 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+
+    /// The exit status that says so.
+    pub fn status(&self) -> u8 {
+        match self.kind {
+            // clap ends with the same status for what it refuses itself.
+            ErrorKind::Usage => 2,
+            ErrorKind::Config | ErrorKind::Host => 1,
+        }
+    }
 }

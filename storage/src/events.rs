@@ -3,8 +3,8 @@
 use ferry_api::EventKind;
 use ferry_api::command;
 use ferry_api::event::{
-    BlockIoErrorData, BlockJobCompletedData, BlockJobData, BlockJobErrorData, BlockJobPendingData,
-    JobStatusChangeData,
+    BlockExportDeletedData, BlockIoErrorData, BlockJobCompletedData, BlockJobData,
+    BlockJobErrorData, BlockJobPendingData, JobStatusChangeData,
 };
 use ferry_block::job::{
     BlockEvent, BlockJobReport, ErrorAction, IoOperation, IoStatus, JobKind, JobStatus,
@@ -35,6 +35,9 @@ pub(crate) fn of_block(event: BlockEvent) -> EventKind {
         BlockEvent::BlockJobError { device, operation, action } => {
             let (operation, action) = (io_operation(operation), error_action(action));
             EventKind::BlockJobError(BlockJobErrorData { device, operation, action })
+        }
+        BlockEvent::BlockExportDeleted { id } => {
+            EventKind::BlockExportDeleted(BlockExportDeletedData { id })
         }
         BlockEvent::BlockIoError { device, node_name, operation, action, nospace, reason } => {
             EventKind::BlockIoError(BlockIoErrorData {

@@ -43,6 +43,7 @@ const UNSAFE: [(&str, &str); 17] = [
     ("migration/src/ram/mapped.rs", "guest memory as pages"),
     ("migration/src/sys.rs", "system calls of sockets"),
     ("resources/bare-metal/src/", "a guest without an operating system is made of it"),
+    ("storage/src/daemon/detach.rs", "going to the background"),
     ("storage/src/signals.rs", "signalfd"),
     ("tests/src/image.rs", "SEEK_DATA and SEEK_HOLE"),
     ("vmm/src/arch/x86_64/state.rs", "the extended processor state is of the host's size"),

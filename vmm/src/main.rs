@@ -1,4 +1,5 @@
-//! The `ferry` command: `run` boots a guest, every other subcommand talks to one that runs.
+//! The `ferry` command: `run` boots a guest, `storage` serves disks without one, and all others talk to
+//! a process that runs.
 
 use std::io;
 use std::process::ExitCode;
@@ -6,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use ferry_api::cli::{self, ClientCommand};
 use ferry_img::ImgCommand;
+use ferry_storage::StorageArgs;
 use ferry_vmm::config::RunArgs;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
@@ -24,6 +26,8 @@ enum Command {
     /// Make, look at, check and copy disk images
     #[command(subcommand)]
     Img(ImgCommand),
+    /// Serve disks without a guest: nodes, jobs and exports, controlled by QMP
+    Storage(Box<StorageArgs>),
     #[command(flatten)]
     Client(ClientCommand),
 }
@@ -38,6 +42,13 @@ fn main() -> ExitCode {
             ExitCode::from(ending.status())
         }
         Command::Img(command) => ferry_img::run(&command),
+        Command::Storage(arguments) => match ferry_storage::serve(*arguments) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => {
+                say(&error);
+                ExitCode::from(error.status())
+            }
+        },
         Command::Client(command) => cli::run(command).unwrap_or_else(|error| {
             say(&error);
             ExitCode::FAILURE

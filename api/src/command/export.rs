@@ -1,6 +1,6 @@
 //! Exports: nodes that other programs may use.
 
-use super::{BlockDirtyBitmapOrStr, SocketAddressLegacy};
+use super::{BlockDirtyBitmapOrStr, SocketAddress, SocketAddressLegacy};
 use crate::schema::{enumeration, object, union};
 
 object! {
@@ -8,6 +8,18 @@ object! {
     pub struct NbdServerStart {
         /// Where to listen.
         addr: SocketAddressLegacy = "addr",
+        /// Id of TLS credentials, which clients then must use.
+        tls_creds: Option<String> = "tls-creds",
+        /// Most clients at one time, 0 for any number (default).
+        max_connections: Option<u32> = "max-connections",
+    }
+}
+
+object! {
+    /// The same on a command line.
+    pub struct NbdServerOptions {
+        /// Where to listen.
+        addr: SocketAddress = "addr",
         /// Id of TLS credentials, which clients then must use.
         tls_creds: Option<String> = "tls-creds",
         /// Most clients at one time, 0 for any number (default).

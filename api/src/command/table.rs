@@ -1,8 +1,6 @@
 //! The list of all commands.
 
-use super::{
-    Command, block_info::*, blockdev::*, commands, job::*, migration::*, run_state::*, session::*,
-};
+use super::*;
 use crate::schema::{Empty, SchemaInfo};
 
 commands! {
@@ -74,6 +72,8 @@ commands! {
         BlockdevAdd(Box<BlockdevOptions>) -> Empty = "blockdev-add",
         /// Remove a block node that nobody uses.
         BlockdevDel(BlockdevDel) -> Empty = "blockdev-del",
+        /// Change the length of a node.
+        BlockResize(BlockResize) -> Empty = "block_resize",
         /// List the guest's disks.
         QueryBlock -> Vec<BlockInfo> = "query-block",
         /// List the block nodes.
@@ -81,6 +81,45 @@ commands! {
             = "query-named-block-nodes",
         /// Counters of disks or nodes.
         QueryBlockstats(QueryBlockstats) -> Vec<BlockStats> = "query-blockstats",
+
+        /// Listen for NBD clients.
+        NbdServerStart(NbdServerStart) -> Empty = "nbd-server-start",
+        /// Take all NBD exports away and stop listening.
+        NbdServerStop -> Empty = "nbd-server-stop",
+        /// Export a node by NBD.
+        NbdServerAdd(NbdServerAdd) -> Empty = "nbd-server-add",
+        /// Take an NBD export away.
+        NbdServerRemove(NbdServerRemove) -> Empty = "nbd-server-remove",
+        /// Export a node.
+        BlockExportAdd(BlockExportOptions) -> Empty = "block-export-add",
+        /// Take an export away.
+        BlockExportDel(BlockExportDel) -> Empty = "block-export-del",
+        /// List the exports.
+        QueryBlockExports -> Vec<BlockExportInfo> = "query-block-exports",
+
+        /// Add a dirty bitmap to a node.
+        BlockDirtyBitmapAdd(BlockDirtyBitmapAdd) -> Empty = "block-dirty-bitmap-add",
+        /// Take a dirty bitmap away.
+        BlockDirtyBitmapRemove(BlockDirtyBitmap) -> Empty = "block-dirty-bitmap-remove",
+        /// Make everything clean in a dirty bitmap.
+        BlockDirtyBitmapClear(BlockDirtyBitmap) -> Empty = "block-dirty-bitmap-clear",
+        /// Let a dirty bitmap record.
+        BlockDirtyBitmapEnable(BlockDirtyBitmap) -> Empty = "block-dirty-bitmap-enable",
+        /// Let a dirty bitmap record no longer.
+        BlockDirtyBitmapDisable(BlockDirtyBitmap) -> Empty = "block-dirty-bitmap-disable",
+        /// Add what is dirty in some bitmaps to another one.
+        BlockDirtyBitmapMerge(BlockDirtyBitmapMerge) -> Empty = "block-dirty-bitmap-merge",
+        /// Several changes that happen together or not at all.
+        Transaction(Transaction) -> Empty = "transaction",
+
+        /// Add TLS credentials or a throttle group.
+        ObjectAdd(ObjectOptions) -> Empty = "object-add",
+        /// Take an object away that nobody uses.
+        ObjectDel(ObjectDel) -> Empty = "object-del",
+        /// Read a property of an object.
+        QomGet(QomGet) -> AnyValue = "qom-get",
+        /// Change a property of an object.
+        QomSet(QomSet) -> Empty = "qom-set",
 
         /// Copy a disk to another node while it is used, and keep both equal.
         BlockdevMirror(BlockdevMirror) -> Empty = "blockdev-mirror",

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, BlockdevSnapshot};
+use super::{BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge};
 use crate::schema::{Described, Empty, Member, Object, Type, enumeration, object, union};
 
 object! {
@@ -57,8 +57,6 @@ union! {
         BlockDirtyBitmapDisable(Data<BlockDirtyBitmap>) = "block-dirty-bitmap-disable",
         /// `block-dirty-bitmap-merge`.
         BlockDirtyBitmapMerge(Data<BlockDirtyBitmapMerge>) = "block-dirty-bitmap-merge",
-        /// `blockdev-snapshot`.
-        BlockdevSnapshot(Data<BlockdevSnapshot>) = "blockdev-snapshot",
     }
 }
 
@@ -84,10 +82,4 @@ macro_rules! describe_data {
         })*
     };
 }
-describe_data!(
-    Empty,
-    BlockDirtyBitmap,
-    BlockDirtyBitmapAdd,
-    BlockDirtyBitmapMerge,
-    BlockdevSnapshot
-);
+describe_data!(Empty, BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge);

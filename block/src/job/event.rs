@@ -45,6 +45,11 @@ pub enum BlockEvent {
         /// What happens now.
         action: ErrorAction,
     },
+    /// `BLOCK_EXPORT_DELETED`: nobody can use the export any more.
+    BlockExportDeleted {
+        /// The export.
+        id: String,
+    },
     /// `BLOCK_IO_ERROR`: a guest's request failed.
     BlockIoError {
         /// The device, empty if it has no name.

@@ -1,21 +1,18 @@
-//! `blockdev-add` and `blockdev-del`.
+//! Nodes: made, removed, resized, activated.
 
 use ferry_api::QmpError;
-use ferry_api::command::{BlockdevDel, BlockdevOptions};
-use ferry_block::BlockGraph;
+use ferry_api::command::{BlockResize, BlockdevDel, BlockdevOptions};
+use ferry_block::{BackendKind, BlockGraph, BlockNode, EdgePerms, Error, ErrorKind, Perms};
 
-use super::{Result, Storage};
+use super::{Result, Storage, carry_over};
 
 impl Storage {
     /// Creates nodes, the outermost with a name.
-    pub(super) async fn blockdev_add(&self, options: BlockdevOptions) -> Result<()> {
+    pub(crate) async fn blockdev_add(&self, options: BlockdevOptions) -> Result<()> {
         if options.node_name.is_none() {
             return Err(QmpError::root_without_name());
         }
-        // Both sides spell the options as QMP does, so JSON carries them over.
-        let options = serde_json::to_value(options).and_then(serde_json::from_value);
-        let options: ferry_block::BlockdevOptions =
-            options.map_err(|e| QmpError::generic(format!("blockdev-add: {e}")))?;
+        let options: ferry_block::BlockdevOptions = carry_over(&options)?;
         let add = |graph: BlockGraph| async move { graph.open(&options).await.map(drop) };
         self.on_graph(add).await
     }
@@ -24,4 +21,40 @@ impl Storage {
     pub(super) async fn blockdev_del(&self, arguments: BlockdevDel) -> Result<()> {
         self.on_graph(|graph| async move { graph.remove(&arguments.node_name).await }).await
     }
+
+    /// Changes a node's length; requests wait meanwhile.
+    pub(super) async fn block_resize(&self, arguments: BlockResize) -> Result<()> {
+        let BlockResize { device, node_name, size } = arguments;
+        let Ok(size) = u64::try_from(size) else {
+            return Err(QmpError::argument_value("size", "a >0 size"));
+        };
+        let resize = move |graph: BlockGraph| async move {
+            let node = find(&graph, device.as_deref(), node_name.as_deref())?;
+            if node.is_read_only() {
+                let context = format!("Block node '{}' is read-only", node.name());
+                return Err(Error::new(ErrorKind::ReadOnly, context));
+            }
+            let perms = EdgePerms { needs: Perms::RESIZE, shares: Perms::ALL };
+            let own = graph.add_backend(BackendKind::Job, "block_resize", &node, perms)?;
+            let drained = graph.drain(&node, &[own.id()]).await;
+            own.resize(size).await?;
+            drop(drained);
+            Ok(())
+        };
+        self.on_graph(resize).await
+    }
+}
+
+/// The root node of a device, or a node: what commands mean that can be given either.
+pub(super) fn find(
+    graph: &BlockGraph,
+    device: Option<&str>,
+    node: Option<&str>,
+) -> ferry_block::Result<BlockNode> {
+    let root = device.and_then(|device| graph.backend(device)).map(|device| device.node());
+    root.or_else(|| node.and_then(|node| graph.node(node))).ok_or_else(|| {
+        let (device, node) = (device.unwrap_or_default(), node.unwrap_or_default());
+        let context = format!("Cannot find device='{device}' nor node-name='{node}'");
+        Error::new(ErrorKind::NotFound, context)
+    })
 }

@@ -1,7 +1,10 @@
 //! Every block command of QMP and the function that carries it out.
 
+mod bitmap;
 mod blockdev;
+mod export;
 mod job;
+mod object;
 mod query;
 
 use ferry_api::command::{
@@ -11,9 +14,12 @@ use ferry_api::schema::Empty;
 use ferry_api::{EventKind, QmpError};
 use ferry_block::job::JobRegistry;
 use ferry_block::{BlockGraph, BlockHandle, Error};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::events;
+use bitmap::Change;
 use job::{Family, Verb};
 
 type Result<T> = std::result::Result<T, QmpError>;
@@ -45,6 +51,21 @@ impl Storage {
         self.blocks.call(forward).await
     }
 
+    /// The end: takes exports away, cancels jobs, makes everything durable and gives all images up.
+    /// No device may use them any more.
+    ///
+    /// # Errors
+    /// Something could not be made durable. All that could be done was done.
+    pub async fn close(&self) -> ferry_block::Result<()> {
+        let close = |graph: BlockGraph| async move {
+            let exports = export::close_exports(&graph).await;
+            JobRegistry::of(&graph).cancel_all().await;
+            let images = graph.inactivate_all().await;
+            exports.and(images)
+        };
+        self.blocks.call(close).await.and_then(|closed| closed)
+    }
+
     /// Carries `command` out and gives what it returns.
     ///
     /// # Errors
@@ -57,6 +78,8 @@ impl Storage {
                 let nodes = arguments.query_nodes.unwrap_or(false);
                 reply(&self.query_blockstats(nodes).await?)
             }
+            BlockCommand::QueryBlockExports => reply(&self.query_block_exports().await?),
+            BlockCommand::QomGet(arguments) => reply(&self.qom_get(arguments).await?),
             BlockCommand::QueryJobs => reply(&self.query_jobs().await?),
             BlockCommand::QueryBlockJobs => reply(&self.query_block_jobs().await?),
             command => {
@@ -72,8 +95,38 @@ impl Storage {
             BlockCommand::BlockdevAdd(options) => self.blockdev_add(*options).await,
             BlockCommand::BlockdevDel(arguments) => self.blockdev_del(arguments).await,
             BlockCommand::BlockdevMirror(arguments) => self.mirror(arguments).await,
-            command => self.act_on_job(command).await,
+            BlockCommand::BlockResize(arguments) => self.block_resize(arguments).await,
+            BlockCommand::ObjectAdd(arguments) => self.object_add(arguments).await,
+            BlockCommand::ObjectDel(arguments) => self.object_del(arguments).await,
+            BlockCommand::QomSet(arguments) => self.qom_set(arguments).await,
+            BlockCommand::Transaction(arguments) => self.transaction(arguments).await,
+            command => self.act_on_export(command).await,
         }
+    }
+
+    async fn act_on_export(&self, command: BlockCommand) -> Result<()> {
+        match command {
+            BlockCommand::NbdServerStart(arguments) => self.nbd_server_start(arguments).await,
+            BlockCommand::NbdServerStop => self.nbd_server_stop().await,
+            BlockCommand::NbdServerAdd(arguments) => self.nbd_server_add(arguments).await,
+            BlockCommand::NbdServerRemove(arguments) => self.nbd_server_remove(arguments).await,
+            BlockCommand::BlockExportAdd(arguments) => self.block_export_add(arguments).await,
+            BlockCommand::BlockExportDel(arguments) => self.block_export_del(arguments).await,
+            command => self.act_on_bitmap(command).await,
+        }
+    }
+
+    async fn act_on_bitmap(&self, command: BlockCommand) -> Result<()> {
+        let change = match command {
+            BlockCommand::BlockDirtyBitmapAdd(bitmap) => Change::Add(bitmap),
+            BlockCommand::BlockDirtyBitmapRemove(bitmap) => Change::Remove(bitmap),
+            BlockCommand::BlockDirtyBitmapClear(bitmap) => Change::Clear(bitmap),
+            BlockCommand::BlockDirtyBitmapEnable(bitmap) => Change::Enable(bitmap),
+            BlockCommand::BlockDirtyBitmapDisable(bitmap) => Change::Disable(bitmap),
+            BlockCommand::BlockDirtyBitmapMerge(bitmap) => Change::Merge(bitmap),
+            command => return self.act_on_job(command).await,
+        };
+        self.change_bitmap(change).await
     }
 
     async fn act_on_job(&self, command: BlockCommand) -> Result<()> {
@@ -121,4 +174,29 @@ impl Storage {
 /// What a client reads of an error of the block layer.
 fn qmp_error(error: Error) -> QmpError {
     QmpError::generic(error.to_string())
+}
+
+/// The block layer's form of what QMP's types say. Both sides spell members as QMP does, so JSON
+/// carries them over.
+fn carry_over<T: DeserializeOwned>(from: &impl Serialize) -> Result<T> {
+    let value = serde_json::to_value(from).map(without_prefix);
+    value
+        .and_then(serde_json::from_value)
+        .map_err(|error| QmpError::generic(format!("The arguments cannot be used: {error}")))
+}
+
+/// Our own additions bear a prefix in QMP only.
+fn without_prefix(value: Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let plain = |name: String| match name.strip_prefix("__org.ferry_") {
+                Some(plain) => plain.to_owned(),
+                None => name,
+            };
+            let members = members.into_iter();
+            members.map(|(name, value)| (plain(name), without_prefix(value))).collect()
+        }
+        Value::Array(list) => list.into_iter().map(without_prefix).collect(),
+        other => other,
+    }
 }

@@ -68,105 +68,22 @@ object! {
 }
 
 enumeration! {
-    /// Moments at which `blkdebug` can act. Ours reach only those of its own requests and those that
-    /// the formats above it tell.
+    /// Moments at which `blkdebug` can act.
     pub enum BlkdebugEvent {
-        /// `l1_update`.
-        L1Update = "l1_update",
-        /// `l1_grow_alloc_table`.
-        L1GrowAllocTable = "l1_grow_alloc_table",
-        /// `l1_grow_write_table`.
-        L1GrowWriteTable = "l1_grow_write_table",
-        /// `l1_grow_activate_table`.
-        L1GrowActivateTable = "l1_grow_activate_table",
-        /// `l2_load`.
-        L2Load = "l2_load",
-        /// `l2_update`.
-        L2Update = "l2_update",
-        /// `l2_update_compressed`.
-        L2UpdateCompressed = "l2_update_compressed",
-        /// `l2_alloc_cow_read`.
-        L2AllocCowRead = "l2_alloc_cow_read",
-        /// `l2_alloc_write`.
-        L2AllocWrite = "l2_alloc_write",
-        /// `read_aio`.
-        ReadAio = "read_aio",
-        /// `read_backing_aio`.
-        ReadBackingAio = "read_backing_aio",
-        /// `read_compressed`.
-        ReadCompressed = "read_compressed",
-        /// `write_aio`.
-        WriteAio = "write_aio",
-        /// `write_compressed`.
-        WriteCompressed = "write_compressed",
-        /// `vmstate_load`.
-        VmstateLoad = "vmstate_load",
-        /// `vmstate_save`.
-        VmstateSave = "vmstate_save",
-        /// `cow_read`.
-        CowRead = "cow_read",
-        /// `cow_write`.
-        CowWrite = "cow_write",
-        /// `reftable_load`.
-        ReftableLoad = "reftable_load",
-        /// `reftable_grow`.
-        ReftableGrow = "reftable_grow",
-        /// `reftable_update`.
-        ReftableUpdate = "reftable_update",
-        /// `refblock_load`.
-        RefblockLoad = "refblock_load",
-        /// `refblock_update`.
-        RefblockUpdate = "refblock_update",
-        /// `refblock_update_part`.
-        RefblockUpdatePart = "refblock_update_part",
-        /// `refblock_alloc`.
-        RefblockAlloc = "refblock_alloc",
-        /// `refblock_alloc_hookup`.
-        RefblockAllocHookup = "refblock_alloc_hookup",
-        /// `refblock_alloc_write`.
-        RefblockAllocWrite = "refblock_alloc_write",
-        /// `refblock_alloc_write_blocks`.
-        RefblockAllocWriteBlocks = "refblock_alloc_write_blocks",
-        /// `refblock_alloc_write_table`.
-        RefblockAllocWriteTable = "refblock_alloc_write_table",
-        /// `refblock_alloc_switch_table`.
-        RefblockAllocSwitchTable = "refblock_alloc_switch_table",
-        /// `cluster_alloc`.
-        ClusterAlloc = "cluster_alloc",
-        /// `cluster_alloc_bytes`.
-        ClusterAllocBytes = "cluster_alloc_bytes",
-        /// `cluster_free`.
-        ClusterFree = "cluster_free",
-        /// `flush_to_os`.
-        FlushToOs = "flush_to_os",
-        /// `flush_to_disk`.
-        FlushToDisk = "flush_to_disk",
-        /// `pwritev_rmw_head`.
-        PwritevRmwHead = "pwritev_rmw_head",
-        /// `pwritev_rmw_after_head`.
-        PwritevRmwAfterHead = "pwritev_rmw_after_head",
-        /// `pwritev_rmw_tail`.
-        PwritevRmwTail = "pwritev_rmw_tail",
-        /// `pwritev_rmw_after_tail`.
-        PwritevRmwAfterTail = "pwritev_rmw_after_tail",
-        /// `pwritev`.
-        Pwritev = "pwritev",
-        /// `pwritev_zero`.
-        PwritevZero = "pwritev_zero",
-        /// `pwritev_done`.
-        PwritevDone = "pwritev_done",
-        /// `empty_image_prepare`.
-        EmptyImagePrepare = "empty_image_prepare",
-        /// `l1_shrink_write_table`.
-        L1ShrinkWriteTable = "l1_shrink_write_table",
-        /// `l1_shrink_free_l2_clusters`.
-        L1ShrinkFreeL2Clusters = "l1_shrink_free_l2_clusters",
-        /// `cor_write`.
-        CorWrite = "cor_write",
-        /// `cluster_alloc_space`.
-        ClusterAllocSpace = "cluster_alloc_space",
-        /// `none`.
+        /// No moment: from the beginning.
         None = "none",
+        /// A read begins.
+        ReadAio = "read_aio",
+        /// A write of data begins.
+        WriteAio = "write_aio",
+        /// A write of data begins: the same moment under its other name.
+        Pwritev = "pwritev",
+        /// A write of zeroes begins.
+        PwritevZero = "pwritev_zero",
+        /// A write has ended well.
+        PwritevDone = "pwritev_done",
+        /// A flush begins.
+        FlushToDisk = "flush_to_disk",
     }
 }
 
@@ -203,8 +120,18 @@ object! {
         sector: Option<i64> = "sector",
         /// Only once (default false).
         once: Option<bool> = "once",
-        /// Before anything is done (default false).
+        /// Before other requests get a turn (default false).
         immediately: Option<bool> = "immediately",
+        /// Only requests that touch the bytes from here.
+        offset: Option<u64> = "__org.ferry_offset",
+        /// How many bytes from there (default: all that follow).
+        length: Option<u64> = "__org.ferry_length",
+        /// Let so many go by first.
+        skip: Option<u64> = "__org.ferry_skip",
+        /// Strike so many times (default: always).
+        times: Option<u64> = "__org.ferry_times",
+        /// How much longer a request takes, ns; without `errno` it then goes on.
+        delay_ns: Option<u64> = "__org.ferry_delay-ns",
     }
 }
 
@@ -239,8 +166,6 @@ object! {
     pub struct BlkdebugOptions {
         /// The node below.
         image: BlockdevRef = "image",
-        /// A file with rules.
-        config: Option<String> = "config",
         /// Alignment that requests must have.
         align: Option<i64> = "align",
         /// Longest request.

@@ -1,0 +1,185 @@
+//! Exports and the NBD server that carries them.
+
+use std::cell::RefCell;
+
+use ferry_api::QmpError;
+use ferry_api::command::{
+    BlockDirtyBitmapOrStr, BlockExportDel, BlockExportInfo, BlockExportKind, BlockExportOptions,
+    BlockExportOptionsNbd, BlockExportRemoveMode, BlockExportType, NbdServerAdd, NbdServerOptions,
+    NbdServerRemove, NbdServerStart, SocketAddress,
+};
+use ferry_block::job::{BlockEvent, JobRegistry};
+use ferry_block::nbd::{ExportOptions, RemoveMode, Server, ServerOptions};
+use ferry_block::net::{TlsCreds, TlsEndpoint};
+use ferry_block::{BlockGraph, Error, ErrorKind};
+
+use super::{Result, Storage, carry_over};
+
+/// The NBD server of a graph, while there is one.
+#[derive(Default)]
+struct NbdServer(RefCell<Option<Server>>);
+
+impl NbdServer {
+    fn of(graph: &BlockGraph) -> ferry_block::Result<Server> {
+        let server = graph.extension(NbdServer::default).0.borrow().clone();
+        server.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "NBD server not running"))
+    }
+}
+
+impl Storage {
+    /// `nbd-server-start`
+    pub(super) async fn nbd_server_start(&self, arguments: NbdServerStart) -> Result<()> {
+        let NbdServerStart { addr, tls_creds, max_connections } = arguments;
+        let addr = SocketAddress::from(addr);
+        self.nbd_server(NbdServerOptions { addr, tls_creds, max_connections }).await
+    }
+
+    /// Listens for NBD clients, with TLS if credentials are named.
+    pub(crate) async fn nbd_server(&self, options: NbdServerOptions) -> Result<()> {
+        let address = carry_over(&options.addr)?;
+        let tls = options.tls_creds;
+        let max_connections = options.max_connections.unwrap_or(0);
+        let start = move |graph: BlockGraph| async move {
+            let slot = graph.extension(NbdServer::default);
+            if slot.0.borrow().is_some() {
+                let context = "NBD server already running";
+                return Err(Error::new(ErrorKind::AlreadyExists, context));
+            }
+            let tls = match tls {
+                Some(id) => Some(TlsCreds::find(&graph, &id, TlsEndpoint::Server)?),
+                None => None,
+            };
+            let options = ServerOptions { address, tls, max_connections };
+            let server = Server::start(&graph, options).await?;
+            let jobs = JobRegistry::of(&graph);
+            server.on_deleted(move |id| {
+                jobs.emit(BlockEvent::BlockExportDeleted { id: id.to_owned() });
+            });
+            slot.0.replace(Some(server));
+            Ok(())
+        };
+        self.on_graph(start).await
+    }
+
+    /// `nbd-server-stop`
+    pub(super) async fn nbd_server_stop(&self) -> Result<()> {
+        let stop = |graph: BlockGraph| async move {
+            NbdServer::of(&graph)?;
+            close_exports(&graph).await
+        };
+        self.on_graph(stop).await
+    }
+
+    /// `nbd-server-add`
+    pub(super) async fn nbd_server_add(&self, arguments: NbdServerAdd) -> Result<()> {
+        let device = arguments.device;
+        let find = {
+            let device = device.clone();
+            |graph: BlockGraph| async move {
+                NbdServer::of(&graph)?;
+                let node = graph.device_or_node(&device)?;
+                // A device that cannot be written is exported so, whatever was asked for.
+                Ok((node.name().to_owned(), node.is_read_only()))
+            }
+        };
+        let (node_name, read_only) = self.on_graph(find).await?;
+        let name = arguments.name.unwrap_or(device);
+        let nbd = BlockExportOptionsNbd {
+            name: Some(name.clone()),
+            description: arguments.description,
+            bitmaps: arguments.bitmap.map(|name| vec![BlockDirtyBitmapOrStr::Local(name)]),
+            allocation_depth: None,
+        };
+        let options = BlockExportOptions {
+            id: name,
+            node_name,
+            writable: Some(arguments.writable == Some(true) && !read_only),
+            writethrough: None,
+            kind: BlockExportKind::Nbd(nbd),
+        };
+        self.block_export_add(options).await
+    }
+
+    /// `nbd-server-remove`
+    pub(super) async fn nbd_server_remove(&self, arguments: NbdServerRemove) -> Result<()> {
+        let NbdServerRemove { name, mode } = arguments;
+        self.on_graph(|graph| async move { NbdServer::of(&graph).map(drop) }).await?;
+        self.block_export_del(BlockExportDel { id: name, mode }).await
+    }
+
+    /// `block-export-add`
+    pub(crate) async fn block_export_add(&self, arguments: BlockExportOptions) -> Result<()> {
+        let options = export_options(arguments)?;
+        let add = |graph: BlockGraph| async move {
+            let server = NbdServer::of(&graph)?;
+            super::blockdev::find(&graph, None, Some(&options.node_name))?;
+            server.add(options).await
+        };
+        self.on_graph(add).await
+    }
+
+    /// `block-export-del`
+    pub(super) async fn block_export_del(&self, arguments: BlockExportDel) -> Result<()> {
+        let mode = match arguments.mode {
+            Some(BlockExportRemoveMode::Hard) => RemoveMode::Hard,
+            Some(BlockExportRemoveMode::Safe) | None => RemoveMode::Safe,
+        };
+        let id = arguments.id;
+        let remove = move |graph: BlockGraph| async move {
+            match NbdServer::of(&graph) {
+                Ok(server) => server.remove(&id, mode).await,
+                Err(_) => {
+                    Err(Error::new(ErrorKind::NotFound, format!("Export '{id}' is not found")))
+                }
+            }
+        };
+        self.on_graph(remove).await
+    }
+
+    /// `query-block-exports`
+    pub(super) async fn query_block_exports(&self) -> Result<Vec<BlockExportInfo>> {
+        let list = |graph: BlockGraph| async move {
+            let server = graph.extension(NbdServer::default).0.borrow().clone();
+            Ok(server.map(|server| server.exports()).unwrap_or_default())
+        };
+        let exports = self.on_graph(list).await?.into_iter().map(|export| BlockExportInfo {
+            id: export.id,
+            kind: BlockExportType::Nbd,
+            node_name: export.node_name,
+            shutting_down: export.shutting_down,
+        });
+        Ok(exports.collect())
+    }
+}
+
+/// Takes every export away and stops listening, where anybody does.
+pub(crate) async fn close_exports(graph: &BlockGraph) -> ferry_block::Result<()> {
+    let server = graph.extension(NbdServer::default).0.take();
+    match server {
+        Some(server) => server.stop().await,
+        None => Ok(()),
+    }
+}
+
+fn export_options(from: BlockExportOptions) -> Result<ExportOptions> {
+    let BlockExportKind::Nbd(nbd) = from.kind;
+    let mut options = ExportOptions::new(from.id, from.node_name);
+    for bitmap in nbd.bitmaps.unwrap_or_default() {
+        options.bitmaps.push(match bitmap {
+            BlockDirtyBitmapOrStr::Local(name) => name,
+            BlockDirtyBitmapOrStr::External(other) if other.node == options.node_name => other.name,
+            BlockDirtyBitmapOrStr::External(other) => {
+                return Err(QmpError::generic(format!(
+                    "bitmap '{}' is on node '{}', not on the node that is exported",
+                    other.name, other.node
+                )));
+            }
+        });
+    }
+    options.name = nbd.name;
+    options.description = nbd.description;
+    options.writable = from.writable == Some(true);
+    options.writethrough = from.writethrough == Some(true);
+    options.allocation_depth = nbd.allocation_depth == Some(true);
+    Ok(options)
+}

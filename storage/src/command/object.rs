@@ -1,0 +1,120 @@
+//! Objects beside the nodes: TLS credentials and throttle groups.
+
+use ferry_api::QmpError;
+use ferry_api::command::{
+    AnyValue, ObjectDel, ObjectKind, ObjectOptions, QomGet, QomSet, ThrottleLimits, reply,
+};
+use ferry_block::filter::throttle::{self, ThrottleGroup};
+use ferry_block::net::{TlsCreds, TlsCredsOptions, TlsEndpoint};
+use ferry_block::{BlockGraph, Error, ErrorKind};
+
+use super::{Result, Storage, carry_over};
+
+impl Storage {
+    /// `object-add`
+    pub(crate) async fn object_add(&self, arguments: ObjectOptions) -> Result<()> {
+        let ObjectOptions { id, kind } = arguments;
+        if !is_well_formed(&id) {
+            let text = "Parameter 'id' expects an identifier";
+            return Err(QmpError::generic(text));
+        }
+        match kind {
+            ObjectKind::ThrottleGroup(group) => {
+                let limits = throttle_limits(&group.limits.unwrap_or_default())?;
+                let add = move |graph: BlockGraph| async move {
+                    check_unused(&graph, &id)?;
+                    ThrottleGroup::create(&graph, &id, limits).map(drop)
+                };
+                self.on_graph(add).await
+            }
+            ObjectKind::TlsCredsX509(creds) => {
+                let options: TlsCredsOptions = carry_over(&creds)?;
+                let add = move |graph: BlockGraph| async move {
+                    check_unused(&graph, &id)?;
+                    let creds = TlsCreds::load(graph.executor(), &options).await?;
+                    check_unused(&graph, &id)?;
+                    creds.register(&graph, &id)
+                };
+                self.on_graph(add).await
+            }
+        }
+    }
+
+    /// `object-del`
+    pub(super) async fn object_del(&self, arguments: ObjectDel) -> Result<()> {
+        let id = arguments.id;
+        let remove = move |graph: BlockGraph| async move {
+            if TlsCreds::unregister(&graph, &id) {
+                return Ok(());
+            }
+            if ThrottleGroup::find(&graph, &id).is_some() {
+                return ThrottleGroup::delete(&graph, &id);
+            }
+            Err(Error::new(ErrorKind::NotFound, format!("object '{id}' not found")))
+        };
+        self.on_graph(remove).await
+    }
+
+    /// `qom-get` of a throttle group's limits.
+    pub(super) async fn qom_get(&self, arguments: QomGet) -> Result<AnyValue> {
+        let QomGet { path, property } = arguments;
+        check_property(&path, &property)?;
+        let read = move |graph: BlockGraph| async move {
+            throttle_group(&graph, &path).map(|group| group.limits())
+        };
+        let limits: ThrottleLimits = carry_over(&self.on_graph(read).await?)?;
+        reply(&limits).map(AnyValue)
+    }
+
+    /// `qom-set` of a throttle group's limits: it takes effect at once.
+    pub(super) async fn qom_set(&self, arguments: QomSet) -> Result<()> {
+        let QomSet { path, property, value: AnyValue(value) } = arguments;
+        check_property(&path, &property)?;
+        let limits: ThrottleLimits = serde_json::from_value(value)
+            .map_err(|error| QmpError::generic(format!("Invalid limits: {error}")))?;
+        let limits = throttle_limits(&limits)?;
+        let change = move |graph: BlockGraph| async move {
+            throttle_group(&graph, &path)?.set_limits(limits)
+        };
+        self.on_graph(change).await
+    }
+}
+
+/// The limits that objects of one kind have are the only property that can be read or changed.
+fn check_property(path: &str, property: &str) -> Result<()> {
+    if property == "limits" {
+        return Ok(());
+    }
+    Err(QmpError::generic(format!("Property '{path}.{property}' not found")))
+}
+
+fn throttle_group(graph: &BlockGraph, path: &str) -> ferry_block::Result<ThrottleGroup> {
+    let id = path.strip_prefix("/objects/").unwrap_or(path);
+    ThrottleGroup::find(graph, id).ok_or_else(|| {
+        let context = format!("Device '{path}' not found");
+        Error::new(ErrorKind::NotFound, context)
+    })
+}
+
+fn throttle_limits(from: &ThrottleLimits) -> Result<throttle::ThrottleLimits> {
+    let limits: throttle::ThrottleLimits = carry_over(from)?;
+    limits.check().map_err(super::qmp_error)?;
+    Ok(limits)
+}
+
+/// Ids are unique among all objects.
+fn check_unused(graph: &BlockGraph, id: &str) -> ferry_block::Result<()> {
+    let sides = [TlsEndpoint::Client, TlsEndpoint::Server];
+    let is_creds = sides.iter().any(|side| TlsCreds::find(graph, id, *side).is_ok());
+    if is_creds || ThrottleGroup::find(graph, id).is_some() {
+        let context =
+            format!("attempt to add duplicate property '{id}' to object (type 'container')");
+        return Err(Error::new(ErrorKind::AlreadyExists, context));
+    }
+    Ok(())
+}
+
+fn is_well_formed(id: &str) -> bool {
+    id.starts_with(|first: char| first.is_ascii_alphabetic())
+        && id.chars().all(|char| char.is_ascii_alphanumeric() || "-._".contains(char))
+}
