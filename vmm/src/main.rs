@@ -1,5 +1,5 @@
-//! The `ferry` command: `run` boots a guest, `storage` serves disks without one, and all others talk to
-//! a process that runs.
+//! The `ferry` command: `run` boots a guest, `storage` serves disks without one, `img` works on images, and
+//! all others talk to a process that runs.
 
 use std::io;
 use std::process::ExitCode;
