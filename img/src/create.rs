@@ -4,13 +4,18 @@ use std::fs::OpenOptions;
 
 use clap::Args;
 use ferry_block::WriteFlags;
+use ferry_block::format::qcow2;
 
 use crate::failure::{Failure, Result};
 use crate::keyval;
 use crate::location::Location;
 use crate::output::print;
+use crate::qcow2::{NewQcow2, beside};
 use crate::session::{Access, Image, Request, Session};
 use crate::size;
+
+/// Disks are whole sectors, bytes.
+const SECTOR: u64 = 512;
 
 /// Arguments of `create`.
 #[derive(Debug, Args)]
@@ -105,30 +110,18 @@ pub(crate) async fn create(session: &Session, new: &New<'_>) -> Result<()> {
 }
 
 async fn try_create(session: &Session, new: &New<'_>) -> Result<()> {
-    let size = match (new.backing, new.size) {
-        (None, _) if new.backing_format.is_some() => {
-            return Err(Failure::new("Backing format cannot be used without backing file"));
-        }
-        (Some(backing), None) if !new.unsafe_backing => {
-            let format = new.backing_format;
-            let image = session.open(&Request::read(backing, format)).await?;
-            let len = image.len();
-            session.forget(image);
-            Some(len)
-        }
-        (_, size) => size,
-    };
     match new.format {
-        "raw" => create_raw(session, new, size).await,
+        "raw" => create_raw(session, new).await,
+        "qcow2" => create_qcow2(session, new).await,
         other => Err(Failure::new(format!("Unknown file format '{other}'"))),
     }
 }
 
-async fn create_raw(session: &Session, new: &New<'_>, size: Option<u64>) -> Result<()> {
+async fn create_raw(session: &Session, new: &New<'_>) -> Result<()> {
     if new.backing.is_some() {
         return Err(Failure::new("Backing file not supported for file format 'raw'"));
     }
-    let mut size = size;
+    let mut size = new.size;
     let mut preallocation = Preallocation::Off;
     for (key, value) in new.options.iter().flat_map(|list| keyval::pairs(list)) {
         match key.as_str() {
@@ -154,6 +147,56 @@ async fn create_raw(session: &Session, new: &New<'_>, size: Option<u64>) -> Resu
     }
     session.forget(file);
     Ok(())
+}
+
+async fn create_qcow2(session: &Session, new: &New<'_>) -> Result<()> {
+    let mut qcow2 = NewQcow2::parse(new.options, new.size)?;
+    let options = &mut qcow2.options;
+    options.backing_file = new.backing.map(str::to_owned).or(options.backing_file.take());
+    options.backing_format =
+        new.backing_format.map(str::to_owned).or(options.backing_format.take());
+    let below = match (&options.backing_file, &options.backing_format) {
+        (Some(_), None) => {
+            return Err(Failure::new("Backing file specified without backing format"));
+        }
+        (None, Some(_)) => {
+            return Err(Failure::new("Backing format cannot be used without backing file"));
+        }
+        (Some(file), Some(format)) if !new.unsafe_backing => {
+            Some(backing_len(session, &beside(new.name, file), format).await?)
+        }
+        _ => None,
+    };
+    let size = qcow2.size.or(below);
+    let size = size.ok_or_else(|| Failure::new("Image creation needs a size parameter"))?;
+    qcow2.options.size = size.next_multiple_of(SECTOR);
+    qcow2.options.geometry()?;
+    if !new.quiet {
+        print(format!("Formatting '{}', fmt=qcow2 {}", new.name, qcow2.summary(size)))?;
+    }
+    let file = empty_file(session, new.name).await?;
+    let data = match &qcow2.options.data_file {
+        Some(name) => Some(empty_file(session, &beside(new.name, name)).await?),
+        None => None,
+    };
+    let edge = data.as_ref().map(|data| data.root.edge());
+    qcow2::create::create(file.root.edge(), edge, &qcow2.options).await?;
+    for image in std::iter::once(file).chain(data) {
+        session.forget(image);
+    }
+    Ok(())
+}
+
+/// Bytes of the disk in an image that is to lie below another.
+async fn backing_len(session: &Session, name: &str, format: &str) -> Result<u64> {
+    let request = Request::read(name, Some(format));
+    let (_, file) = session.open_container(&request).await?;
+    let len = match format {
+        "qcow2" => qcow2::header::Header::load(file.root.edge()).await?.size,
+        _ => file.len(),
+    };
+    session.forget(file);
+    Ok(len)
 }
 
 /// A file of no bytes at that place, which is made if there is none. A file that another program

@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
 use crate::output::{Output, print, print_json};
-use crate::session::{Access, Image, Request, Session, disk_size};
+use crate::qcow2;
+use crate::session::{Access, Request, Session, disk_size};
 use crate::size;
 
 /// Deepest chain that is followed.
@@ -60,9 +61,7 @@ async fn chain(session: &Session, arguments: &Arguments) -> Result<Vec<Value>> {
     loop {
         let read = Request::read(&name, format.as_deref());
         let request = Request { image_opts, access, alone: true, ..read };
-        let image = session.open(&request).await?;
-        let info = describe(&image);
-        session.forget(image);
+        let info = describe(session, &request).await?;
         let below = info.get("full-backing-filename").and_then(Value::as_str).map(str::to_owned);
         format = info.get("backing-filename-format").and_then(Value::as_str).map(str::to_owned);
         chain.push(Value::Object(info));
@@ -80,16 +79,28 @@ async fn chain(session: &Session, arguments: &Arguments) -> Result<Vec<Value>> {
 }
 
 /// QMP's `ImageInfo`.
-fn describe(image: &Image) -> Map<String, Value> {
+async fn describe(session: &Session, request: &Request<'_>) -> Result<Map<String, Value>> {
+    let (format, file) = session.open_container(request).await?;
     let mut info = Map::new();
-    info.insert("filename".into(), image.node.filename().unwrap_or(image.name.clone()).into());
-    info.insert("format".into(), image.format().into());
-    info.insert("virtual-size".into(), image.len().into());
+    let name = file.node.filename().unwrap_or(file.name.clone());
+    info.insert("filename".into(), name.clone().into());
+    info.insert("format".into(), format.clone().into());
+    info.insert("virtual-size".into(), file.len().into());
     info.insert("dirty-flag".into(), false.into());
-    if let Some(bytes) = disk_size(&image.node) {
+    if let Some(bytes) = disk_size(&file.node) {
         info.insert("actual-size".into(), bytes.into());
     }
-    info
+    match format.as_str() {
+        "raw" => {}
+        "qcow2" => {
+            let described = qcow2::describe(&mut info, file.root.edge(), &name).await;
+            let context = format!("Could not open '{}'", request.name);
+            described.map_err(|failure| failure.context(context))?;
+        }
+        other => return Err(Failure::new(format!("Unknown driver '{other}'"))),
+    }
+    session.forget(file);
+    Ok(info)
 }
 
 fn human(info: &Value) -> String {
@@ -106,5 +117,6 @@ fn human(info: &Value) -> String {
     if let Some(cluster) = number("cluster-size") {
         lines.push(format!("cluster_size: {cluster}"));
     }
+    lines.extend(qcow2::human(info));
     lines.join("\n")
 }

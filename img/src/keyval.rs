@@ -32,6 +32,15 @@ fn push(parts: &mut [String], char: char) {
     }
 }
 
+/// `on` and `off` with their synonyms.
+pub(crate) fn boolean(key: &str, value: &str) -> Result<bool> {
+    match value {
+        "on" | "yes" | "true" | "y" => Ok(true),
+        "off" | "no" | "false" | "n" => Ok(false),
+        _ => Err(Failure::new(format!("Parameter '{key}' expects 'on' or 'off'"))),
+    }
+}
+
 /// Keys whose values are text even when they look like numbers or switches.
 const TEXT: [&str; 14] = [
     "driver",
@@ -104,5 +113,6 @@ mod tests {
         });
         assert_eq!(object(text).unwrap(), expected);
         assert!(object("file=a,file.driver=b").is_err());
+        assert!(boolean("k", "maybe").is_err() && boolean("k", "on").unwrap());
     }
 }

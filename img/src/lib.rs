@@ -5,6 +5,7 @@
 //! thread; every subcommand is a file of its own.
 
 mod bench;
+mod check;
 mod compare;
 mod convert;
 mod create;
@@ -14,11 +15,14 @@ mod info;
 mod keyval;
 mod location;
 mod map;
+mod measure;
 mod output;
 mod progress;
+mod qcow2;
 mod resize;
 mod session;
 mod size;
+mod snapshot;
 
 use std::process::ExitCode;
 
@@ -31,6 +35,8 @@ pub use failure::Failure;
 pub enum ImgCommand {
     /// Measure requests to an image
     Bench(bench::Arguments),
+    /// Look for contradictions in an image, and repair them
+    Check(check::Arguments),
     /// Tell whether two images hold the same
     Compare(compare::Arguments),
     /// Copy images to a new one, in any format
@@ -43,21 +49,28 @@ pub enum ImgCommand {
     Info(info::Arguments),
     /// Show where an image's bytes are
     Map(map::Arguments),
+    /// Tell how long an image would get
+    Measure(measure::Arguments),
     /// Change the length of an image
     Resize(resize::Arguments),
+    /// List the snapshots in an image
+    Snapshot(snapshot::Arguments),
 }
 
 /// Runs a subcommand; what went wrong is said on standard error.
 pub fn run(command: &ImgCommand) -> ExitCode {
     let status = match command {
         ImgCommand::Bench(arguments) => bench::run(arguments),
+        ImgCommand::Check(arguments) => check::run(arguments),
         ImgCommand::Compare(arguments) => compare::run(arguments),
         ImgCommand::Convert(arguments) => convert::run(arguments),
         ImgCommand::Create(arguments) => create::run(arguments),
         ImgCommand::Dd(arguments) => dd::run(arguments),
         ImgCommand::Info(arguments) => info::run(arguments),
         ImgCommand::Map(arguments) => map::run(arguments),
+        ImgCommand::Measure(arguments) => measure::run(arguments),
         ImgCommand::Resize(arguments) => resize::run(arguments),
+        ImgCommand::Snapshot(arguments) => snapshot::run(arguments),
     };
     ExitCode::from(status.unwrap_or_else(|failure| {
         say(&failure);
@@ -69,4 +82,10 @@ pub fn run(command: &ImgCommand) -> ExitCode {
 pub(crate) fn say(line: &dyn std::fmt::Display) {
     use std::io::Write;
     drop(writeln!(std::io::stderr(), "ferry img: {line}"));
+}
+
+/// A finding, as it is.
+pub(crate) fn say_plainly(line: &str) {
+    use std::io::Write;
+    drop(writeln!(std::io::stderr(), "{line}"));
 }

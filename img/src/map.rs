@@ -1,10 +1,14 @@
 //! `map`: where the bytes of an image are.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
-use ferry_block::{BlockNode, ExtentKind};
+use ferry_block::format::qcow2::Qcow2Driver;
+use ferry_block::{BlockNode, ChildRole, ExtentKind};
 
 use crate::failure::{Failure, Result};
 use crate::output::{Output, print};
+use crate::qcow2::Places;
 use crate::session::{Access, Request, Session};
 use crate::size;
 
@@ -97,9 +101,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         let image = session.open(&request).await?;
         let end = start.saturating_add(most).min(image.len());
         let mut lines = Lines::new(arguments.output)?;
-        let mut at = start;
+        let (mut at, mut tables) = (start, Tables::default());
         while at < end {
-            let entry = entry(&image.node, at, end).await?;
+            let entry = entry(&image.node, &mut tables, at, end).await?;
             at += entry.len;
             lines.add(entry)?;
         }
@@ -152,8 +156,27 @@ impl Lines {
     }
 }
 
+/// The tables of the qcow2 images that were met, by node name.
+#[derive(Default)]
+struct Tables(BTreeMap<String, Places>);
+
+impl Tables {
+    /// Where the file of `node` has the byte `at`, and up to where that is known.
+    async fn find(&mut self, node: &BlockNode, at: u64) -> Result<(Option<u64>, u64)> {
+        let Some(driver) = node.driver::<Qcow2Driver>() else { return Ok((Some(at), u64::MAX)) };
+        if !self.0.contains_key(node.name()) {
+            let places = Places::load(driver.file()).await?;
+            self.0.insert(node.name().to_owned(), places);
+        }
+        match self.0.get_mut(node.name()) {
+            Some(places) => places.find(at).await,
+            None => Ok((None, u64::MAX)),
+        }
+    }
+}
+
 /// What the bytes from `at` are, in the first image of the chain that says so.
-async fn entry(top: &BlockNode, at: u64, end: u64) -> Result<Entry> {
+async fn entry(top: &BlockNode, tables: &mut Tables, at: u64, end: u64) -> Result<Entry> {
     let mut node = top.skip_filters();
     let (mut end, mut depth) = (end, 0);
     loop {
@@ -168,16 +191,20 @@ async fn entry(top: &BlockNode, at: u64, end: u64) -> Result<Entry> {
             depth += 1;
             continue;
         }
-        let own = node.format() != "qcow2";
+        let (offset, known) = match extent.kind {
+            ExtentKind::Absent => (None, end),
+            _ => tables.find(&node, at).await?,
+        };
+        let data_file = node.children().into_iter().find(|edge| edge.role() == ChildRole::Data);
         return Ok(Entry {
             start: at,
-            len: extent.len.min(end - at),
+            len: end.min(known) - at,
             depth,
             present: extent.kind != ExtentKind::Absent,
             zero: extent.kind != ExtentKind::Data,
             data: extent.kind == ExtentKind::Data,
-            offset: own.then_some(at),
-            file: node.filename(),
+            offset,
+            file: data_file.map_or(node, |edge| edge.node()).filename(),
         });
     }
 }

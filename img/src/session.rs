@@ -48,6 +48,15 @@ impl<'a> Request<'a> {
     }
 }
 
+impl Request<'_> {
+    fn location(&self) -> Result<Location> {
+        match self.image_opts {
+            true => Location::options(self.name),
+            false => Location::parse(self.name),
+        }
+    }
+}
+
 /// A cache mode as `-t` and `-T` name it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cache {
@@ -93,11 +102,6 @@ impl Image {
     pub(crate) fn len(&self) -> u64 {
         self.node.len()
     }
-
-    /// The format.
-    pub(crate) fn format(&self) -> &'static str {
-        self.node.format()
-    }
 }
 
 impl Session {
@@ -129,10 +133,7 @@ impl Session {
     }
 
     async fn try_open(&self, request: &Request<'_>) -> Result<Image> {
-        let location = match request.image_opts {
-            true => Location::options(request.name)?,
-            false => Location::parse(request.name)?,
-        };
+        let location = request.location()?;
         let options = match location.protocol() {
             Some(protocol) => {
                 let format = match request.format {
@@ -154,6 +155,31 @@ impl Session {
         let node = self.graph.open(&options).await?;
         let root = self.hold(&node, request.access)?;
         Ok(Image { name: request.name.to_owned(), node, root })
+    }
+
+    /// The format of an image, and the file that holds it, without a driver of that format.
+    pub(crate) async fn open_container(&self, request: &Request<'_>) -> Result<(String, Image)> {
+        let name = request.name;
+        self.try_container(request)
+            .await
+            .map_err(|failure| failure.context(format!("Could not open '{name}'")))
+    }
+
+    async fn try_container(&self, request: &Request<'_>) -> Result<(String, Image)> {
+        let location = request.location()?;
+        let (format, protocol) = match (&location, location.protocol()) {
+            (Location::Image(options), _) if options["file"].is_object() => {
+                let driver = options["driver"].as_str().unwrap_or_default();
+                (driver.to_owned(), options["file"].clone())
+            }
+            (_, Some(protocol)) => match request.format {
+                Some(format) => (format.to_owned(), protocol),
+                None => (self.probe(request, &protocol).await?, protocol),
+            },
+            _ => return Err(Failure::new("the options name no file")),
+        };
+        let image = self.open_protocol(protocol, request.access).await?;
+        Ok((format, image))
     }
 
     /// A hold on a node.

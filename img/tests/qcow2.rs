@@ -1,0 +1,259 @@
+//! qcow2 images, with `qemu-img` as the judge.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot run its programs has failed")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const OURS: &str = env!("CARGO_BIN_EXE_ferry-img");
+
+struct Rig(TempDir);
+
+impl Rig {
+    fn new() -> Option<Rig> {
+        if Command::new("qemu-img").arg("--version").output().is_err() {
+            eprintln!("skipped: qemu-img is not installed");
+            return None;
+        }
+        Some(Rig(tempfile::tempdir().unwrap()))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, program: &str, arguments: &str) -> Output {
+        let arguments = arguments.split_whitespace();
+        Command::new(program).args(arguments).current_dir(self.0.path()).output().unwrap()
+    }
+
+    fn ours(&self, arguments: &str) -> Output {
+        let output = self.run(OURS, arguments);
+        assert!(output.status.success(), "{arguments}: {output:?}");
+        output
+    }
+
+    fn qemu_img(&self, arguments: &str) -> Output {
+        let output = self.run("qemu-img", arguments);
+        assert!(output.status.success(), "{arguments}: {output:?}");
+        output
+    }
+
+    /// Requests by qemu-io, one after the other.
+    fn qemu_io(&self, name: &str, commands: &[&str]) {
+        let commands = commands.iter().flat_map(|command| ["-c", command]);
+        let output = Command::new("qemu-io")
+            .args(["-f", "qcow2"])
+            .args(commands)
+            .arg(name)
+            .current_dir(self.0.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    fn both(&self, arguments: &str) -> (Output, Output) {
+        let (ours, theirs) = (self.run(OURS, arguments), self.run("qemu-img", arguments));
+        assert_eq!(ours.status.code(), theirs.status.code(), "{arguments}: {ours:?} {theirs:?}");
+        (ours, theirs)
+    }
+
+    fn same_json(&self, arguments: &str) {
+        let (ours, theirs) = self.both(arguments);
+        let parse = |output: &Output| serde_json::from_slice::<Value>(&output.stdout).unwrap();
+        assert_eq!(parse(&ours), parse(&theirs), "{arguments}");
+    }
+
+    fn same_text(&self, arguments: &str) {
+        let (ours, theirs) = self.both(arguments);
+        let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(text(&ours), text(&theirs), "{arguments}");
+    }
+
+    fn same_content(&self, first: &str, second: &str) {
+        let output = self.run("qemu-img", &format!("compare {first} {second}"));
+        assert!(output.status.success(), "{first} {second}: {output:?}");
+    }
+}
+
+/// A chain of two with data, zeroes, a snapshot and a bitmap.
+fn chain(rig: &Rig) {
+    rig.qemu_img("create -q -f qcow2 base.qcow2 10M");
+    rig.qemu_io("base.qcow2", &["write -P 5 0 1M", "write -P 4 5M 128k"]);
+    rig.qemu_img("create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2 12M");
+    rig.qemu_io("top.qcow2", &["write -P 6 1M 1M", "write -z 3M 1M", "write -P 7 11M 128k"]);
+    rig.qemu_img("snapshot -c first top.qcow2");
+    rig.qemu_img("bitmap --add -g 128k top.qcow2 bitmap0");
+}
+
+const CREATIONS: [&str; 9] = [
+    "a.qcow2 1G",
+    "-o compat=0.10,cluster_size=4k a.qcow2 10M",
+    "-o lazy_refcounts=on,refcount_bits=1 a.qcow2 1.5M",
+    "-o preallocation=metadata a.qcow2 3M",
+    "-o preallocation=full a.qcow2 1M",
+    "-o extended_l2=on,cluster_size=128k,compression_type=zstd a.qcow2 5T",
+    "-o cluster_size=2M,refcount_bits=64 a.qcow2 700",
+    "-b base.qcow2 -F qcow2 a.qcow2",
+    "-u -b nosuch.raw -F raw a.qcow2 1M",
+];
+
+#[test]
+fn new_images_are_what_qemu_img_makes() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    for arguments in CREATIONS {
+        let arguments = format!("create -f qcow2 {arguments}");
+        let info = |program: &str| {
+            fs::remove_file(rig.path("a.qcow2")).ok();
+            let output = rig.run(program, &arguments);
+            assert!(output.status.success(), "{arguments}: {output:?}");
+            let info = rig.qemu_img("info --output json a.qcow2").stdout;
+            let mut info: Value = serde_json::from_slice(&info).unwrap();
+            info["actual-size"].take();
+            (output.stdout, info)
+        };
+        assert_eq!(info(OURS), info("qemu-img"), "{arguments}");
+        fs::remove_file(rig.path("a.qcow2")).unwrap();
+        rig.ours(&arguments);
+        if !arguments.contains("-u") {
+            rig.qemu_img("check a.qcow2");
+        }
+    }
+    for arguments in [
+        "create -f qcow2 a.qcow2",
+        "create -f qcow2 -o nosuch=1 a.qcow2 1M",
+        "create -f qcow2 -o cluster_size=3k a.qcow2 1M",
+        "create -f qcow2 -b base.qcow2 a.qcow2",
+        "create -f qcow2 -b nosuch.qcow2 -F qcow2 a.qcow2",
+        "create -f qcow2 -F qcow2 a.qcow2 1M",
+    ] {
+        rig.both(arguments);
+    }
+}
+
+#[test]
+fn images_are_described_as_qemu_img_does() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    rig.qemu_img("create -q -f qcow2 -o data_file=d.raw,data_file_raw=on ext.qcow2 1M");
+    rig.qemu_img("create -q -f qcow2 -o compat=0.10 old.qcow2 1M");
+    fs::create_dir(rig.path("dir")).unwrap();
+    rig.qemu_img("create -q -f qcow2 -b ../base.qcow2 -F qcow2 dir/deep.qcow2");
+    for image in ["top", "base", "ext", "old", "dir/deep"] {
+        rig.same_json(&format!("info --output json {image}.qcow2"));
+        rig.same_text(&format!("info {image}.qcow2"));
+    }
+    rig.same_json("info --backing-chain --output json top.qcow2");
+    rig.same_text("info --backing-chain top.qcow2");
+    rig.same_text("snapshot -l top.qcow2");
+    rig.same_text("snapshot -l base.qcow2");
+}
+
+#[test]
+fn checks_find_what_qemu_img_finds() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    for arguments in ["check top.qcow2", "check -f qcow2 base.qcow2"] {
+        rig.same_text(arguments);
+    }
+    rig.same_json("check --output json top.qcow2");
+    rig.same_json("check --output json base.qcow2");
+    rig.both("check nosuch.qcow2");
+    fs::write(rig.path("a.raw"), [0; 4096]).unwrap();
+    rig.both("check a.raw");
+    // A cluster that nobody uses, then an entry that points to one that is used by another.
+    let mut image = fs::read(rig.path("base.qcow2")).unwrap();
+    let blocks = usize::try_from(u64::from_be_bytes(image[0x10000..0x10008].try_into().unwrap()));
+    let free = blocks.unwrap() + 2 * 60;
+    image[free..free + 2].copy_from_slice(&1_u16.to_be_bytes());
+    fs::write(rig.path("leak.qcow2"), &image).unwrap();
+    rig.same_json("check --output json leak.qcow2");
+    rig.ours("check -r leaks leak.qcow2");
+    rig.qemu_img("check leak.qcow2");
+    image[free - 2 * 60 + 10..free - 2 * 60 + 12].fill(0);
+    fs::write(rig.path("bad.qcow2"), &image).unwrap();
+    let (ours, _) = rig.both("check --output json bad.qcow2");
+    assert_eq!(ours.status.code(), Some(2));
+    rig.ours("check -r all bad.qcow2");
+    rig.qemu_img("check bad.qcow2");
+}
+
+#[test]
+fn lengths_are_foretold_as_qemu_img_does() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    rig.qemu_img("convert -O raw top.qcow2 a.raw");
+    for arguments in [
+        "measure -O qcow2 --output json a.raw",
+        "measure -O qcow2 --output json -f raw -o cluster_size=4k,refcount_bits=8 a.raw",
+        "measure -O qcow2 --output json -o extended_l2=on,cluster_size=64k --size 1T",
+        "measure -O qcow2 --output json -o preallocation=full --size 10G",
+        "measure -O raw --output json top.qcow2",
+        "measure --output json --size 5M",
+    ] {
+        rig.same_json(arguments);
+    }
+    rig.same_text("measure -O qcow2 a.raw");
+    rig.both("measure -O qcow2 --size 1M a.raw");
+    rig.both("measure -O qcow2");
+}
+
+#[test]
+fn copies_to_and_from_qcow2_hold_the_same() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    for (arguments, target) in [
+        ("convert -O raw top.qcow2 o.raw", "o.raw"),
+        ("convert -O qcow2 top.qcow2 o.qcow2", "o.qcow2"),
+        ("convert -O qcow2 -m 16 -W o.raw p.qcow2", "p.qcow2"),
+        ("convert -O qcow2 -c o.raw c.qcow2", "c.qcow2"),
+        ("convert -O qcow2 -c -o compression_type=zstd,cluster_size=128k o.raw z.qcow2", "z.qcow2"),
+        ("convert -O qcow2 -o preallocation=metadata o.raw m.qcow2", "m.qcow2"),
+        ("convert -O qcow2 -B base.qcow2 -F qcow2 top.qcow2 b.qcow2", "b.qcow2"),
+        ("convert -O raw c.qcow2 q.raw", "q.raw"),
+        ("convert -S 0 -O qcow2 top.qcow2 s.qcow2", "s.qcow2"),
+    ] {
+        rig.ours(arguments);
+        rig.same_content("top.qcow2", target);
+        if target.ends_with("qcow2") {
+            rig.qemu_img(&format!("check {target}"));
+        }
+    }
+    let size = |name: &str| fs::metadata(rig.path(name)).unwrap().len();
+    assert!(size("c.qcow2") < 600 << 10, "{}", size("c.qcow2"));
+    assert!(size("o.qcow2") < 3 << 20, "{}", size("o.qcow2"));
+    assert!(size("b.qcow2") < 2 << 20, "{}", size("b.qcow2"));
+    rig.same_text("compare top.qcow2 o.qcow2");
+    rig.same_text("compare top.qcow2 base.qcow2");
+    rig.same_text("compare -s top.qcow2 base.qcow2");
+}
+
+#[test]
+fn maps_are_those_of_qemu_img() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    rig.qemu_img("create -q -f qcow2 -o cluster_size=4k small.qcow2 3M");
+    rig.qemu_io("small.qcow2", &["write 1M 100k", "write -z 1032k 12k", "discard 1100k 8k"]);
+    rig.same_json("map --output json base.qcow2");
+    rig.same_json("map --output json top.qcow2");
+    rig.same_json("map --output json small.qcow2");
+    rig.same_json("map --output json -s 1M -l 3M top.qcow2");
+    rig.same_text("map base.qcow2");
+    rig.same_text("map top.qcow2");
+}
+
+#[test]
+fn lengths_change_as_qemu_img_changes_them() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    rig.ours("resize base.qcow2 +6M");
+    rig.qemu_img("check base.qcow2");
+    rig.ours("resize --shrink base.qcow2 2M");
+    rig.qemu_img("check base.qcow2");
+    rig.same_json("info --output json base.qcow2");
+}
