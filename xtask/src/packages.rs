@@ -15,7 +15,13 @@ pub(crate) const LINUX: [(&str, &str); 4] = [
 /// What else the tests use.
 pub(crate) const PEERS: [(&str, &str); 2] = [("qemu-img", "qemu-utils"), ("python3", "python3")];
 /// What else the measurements use.
-pub(crate) const MEASURE: [(&str, &str); 1] = [("fio", "fio")];
+pub(crate) const MEASURE: [(&str, &str); 5] = [
+    ("fio", "fio"),
+    ("qemu-img", "qemu-utils"),
+    ("qemu-storage-daemon", "qemu-system-x86"),
+    ("nbdkit", "nbdkit"),
+    ("nbdcopy", "libnbd-bin"),
+];
 
 /// Sees to it that the programs are there.
 ///

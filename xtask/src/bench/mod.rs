@@ -1,7 +1,9 @@
-//! `cargo xtask bench`: ferry beside QEMU, on the same bare-metal guest, in the same run, row by row.
+//! `cargo xtask bench`: ferry beside QEMU and other peers, with the same guest or client, in the same run, row by row.
 
+mod convert;
 mod disk;
 mod migration;
+mod nbd;
 mod process;
 mod table;
 
@@ -64,6 +66,8 @@ pub(crate) fn run(wanted: &Wanted) -> Result<()> {
     disk::measure(&bench, &mut table, "tmpfs", &PathBuf::from("/dev/shm"), false)?;
     disk::measure(&bench, &mut table, "disk", &disk_folder, true)?;
     migration::measure(&bench, &mut table)?;
+    nbd::measure(&bench, &mut table)?;
+    convert::measure(&bench, &mut table)?;
     println!("\nhost: {:?}; each figure is the median of its rounds", host::kind());
     table.print();
     Ok(())

@@ -44,8 +44,8 @@ impl Table {
 
     pub(super) fn print(&self) {
         println!(
-            "{:<44} {:>11} {:>11} {:>11} {:<6} ferry to QEMU (lowest to highest round)",
-            "row", "ferry", "QEMU", "limit", "unit"
+            "{:<44} {:>11} {:>11} {:>11} {:<6} ferry to peer (lowest to highest round)",
+            "row", "ferry", "peer", "limit", "unit"
         );
         for row in &self.0 {
             println!("{}", row.text());

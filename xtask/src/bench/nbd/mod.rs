@@ -1,0 +1,163 @@
+//! Images over NBD, with no guest: the same requests by fio to `ferry storage`, to QEMU's storage daemon and to nbdkit.
+
+mod server;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use ferry_tests::{binary, command, image};
+use serde_json::Value;
+
+use super::table::{Better, Pair, Table};
+use super::{Bench, median};
+
+use server::{Image, Program, Server};
+
+const FILE_BYTES: u64 = 1 << 30;
+/// So large that random writes hardly meet: each allocates.
+const FRESH_BYTES: u64 = 64 << 30;
+const ROUNDS: usize = 3;
+
+/// What is asked of a server.
+#[derive(Clone, Copy)]
+struct Load {
+    rw: &'static str,
+    bytes: u64,
+    depth: u64,
+}
+
+const RANDOM: [Load; 4] = [
+    Load { rw: "randread", bytes: 4096, depth: 1 },
+    Load { rw: "randread", bytes: 4096, depth: 32 },
+    Load { rw: "randwrite", bytes: 4096, depth: 1 },
+    Load { rw: "randwrite", bytes: 4096, depth: 32 },
+];
+const SEQUENTIAL: [Load; 2] =
+    [Load { rw: "read", bytes: 1 << 20, depth: 8 }, Load { rw: "write", bytes: 1 << 20, depth: 8 }];
+
+/// What the disk under the servers holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Raw,
+    /// A qcow2 image whose clusters are all there.
+    Allocated,
+    /// An empty qcow2 image, made anew for every round.
+    Fresh,
+}
+
+impl Content {
+    fn name(self) -> &'static str {
+        match self {
+            Content::Raw => "raw",
+            Content::Allocated => "qcow2",
+            Content::Fresh => "fresh qcow2",
+        }
+    }
+
+    fn format(self) -> &'static str {
+        if self == Content::Raw { "raw" } else { "qcow2" }
+    }
+}
+
+/// Rates of one server under one load.
+struct Figures {
+    rate: f64,
+    cpu_us: f64,
+}
+
+/// Measures on tmpfs, against both peers.
+pub(super) fn measure(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
+    let ferry = Program::Ferry(binary::ferry()?);
+    let folder = tempfile::Builder::new().prefix("bench").tempdir_in("/dev/shm")?;
+    let loads = || RANDOM.into_iter().chain(SEQUENTIAL);
+    for (peer, name) in [(Program::Qemu, "QEMU"), (Program::Nbdkit, "nbdkit")] {
+        for content in [Content::Raw, Content::Allocated, Content::Fresh] {
+            let served = peer != Program::Nbdkit || content == Content::Raw;
+            let fitting = |load: &Load| content != Content::Fresh || load.rw.contains("write");
+            for load in loads().filter(fitting).filter(|_| served) {
+                let row = format!("nbd {} {} to {name}", content.name(), load.name());
+                if bench.wanted.row(&row) {
+                    let programs = [&ferry, &peer];
+                    compare(bench, table, &row, programs, content, load, folder.path())?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Load {
+    fn name(self) -> String {
+        format!("{} {} KiB, depth {}", self.rw, self.bytes >> 10, self.depth)
+    }
+}
+
+fn compare(
+    bench: &Bench<'_>,
+    table: &mut Table,
+    row: &str,
+    programs: [&Program; 2],
+    content: Content,
+    load: Load,
+    folder: &Path,
+) -> Result<()> {
+    let path = folder.join("image");
+    if content != Content::Fresh {
+        make(&path, content)?;
+    }
+    let mut rounds: Vec<[Figures; 2]> = Vec::new();
+    for _ in 0..ROUNDS {
+        let [ferry, peer] = programs.map(|program| {
+            if content == Content::Fresh {
+                make(&path, content)?;
+            }
+            let image = Image { path: &path, format: content.format(), direct: false };
+            run(&Server::start(program, image)?, load, bench.wanted.seconds)
+        });
+        rounds.push([ferry?, peer?]);
+    }
+    std::fs::remove_file(&path)?;
+    let pairs = |of: fn(&Figures) -> f64| -> Vec<Pair> {
+        rounds.iter().map(|round| round.each_ref().map(of)).collect()
+    };
+    let unit = if load.bytes < 1 << 20 { "IOPS" } else { "MiB/s" };
+    table.row(row, unit, Better::Larger, pairs(|figures| figures.rate), None);
+    let cpu = pairs(|figures| figures.cpu_us);
+    let middle = median(cpu.iter().map(|[ferry, _]| *ferry).collect());
+    if middle > 0.0 {
+        table.row(&format!("{row}: CPU"), "us/op", Better::Smaller, cpu, None);
+    }
+    Ok(())
+}
+
+fn make(path: &Path, content: Content) -> Result<()> {
+    if content == Content::Raw {
+        return image::filled(path, FILE_BYTES);
+    }
+    let bytes = if content == Content::Fresh { FRESH_BYTES } else { FILE_BYTES };
+    let mut create = command::program("qemu-img", "qemu-utils")?;
+    create.args(["create", "-q", "-f", "qcow2"]).arg(path).arg(bytes.to_string());
+    command::output(&mut create)?;
+    if content == Content::Allocated {
+        let mut write = command::program("qemu-io", "qemu-utils")?;
+        let whole = format!("write -P 7 0 {FILE_BYTES}");
+        command::output(write.args(["-f", "qcow2", "-c", &whole]).arg(path))?;
+    }
+    Ok(())
+}
+
+fn run(server: &Server, load: Load, seconds: u64) -> Result<Figures> {
+    let mut fio = command::program("fio", "fio")?;
+    fio.args(["--name=load", "--ioengine=nbd", "--time_based", "--output-format=json"]);
+    fio.args(["--norandommap", "--randrepeat=0"]).arg(format!("--uri={}", server.uri()));
+    fio.arg(format!("--rw={}", load.rw)).arg(format!("--bs={}", load.bytes));
+    fio.arg(format!("--iodepth={}", load.depth)).arg(format!("--runtime={seconds}"));
+    let before = server.cpu()?;
+    let report: Value = serde_json::from_str(&command::output(&mut fio)?)?;
+    let cpu = server.cpu()? - before;
+    let side = if load.rw.contains("read") { "read" } else { "write" };
+    let field = |name: &str| report["jobs"][0][side][name].as_f64().context("fio tells nothing");
+    let (iops, bytes, done) = (field("iops")?, field("bw_bytes")?, field("total_ios")?);
+    let rate = if load.bytes < 1 << 20 { iops } else { bytes / f64::from(1 << 20) };
+    Ok(Figures { rate, cpu_us: cpu * 1e6 / done })
+}
