@@ -16,6 +16,9 @@
 //! - `flush` writes all of that out in an order that a crash cannot harm; `gate` knows which
 //!   requests are under way.
 //!
+//! *The image as a whole*, over the image file while nobody else uses it: [`create`], [`check`],
+//! and, on top of `at_rest`, [`snapshot`] and [`bitmap`].
+//!
 //! # Invariants
 //!
 //! 1. An entry that is durable points to a cluster whose refcount is durable, and that holds what
@@ -30,6 +33,7 @@
 //!    active is believed afterwards.
 
 mod alloc;
+mod at_rest;
 pub mod bitmap;
 mod bytes;
 mod cache;

@@ -8,7 +8,7 @@ use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest name, in bytes: QEMU's limit.
-const MAX_NAME: usize = 1023;
+pub(super) const MAX_NAME: usize = 1023;
 /// Longest table of one bitmap, in entries: QEMU's limit.
 const MAX_TABLE_ENTRIES: u32 = 0x800_0000;
 /// Smallest and largest granularity, as powers of two: QEMU's limits.

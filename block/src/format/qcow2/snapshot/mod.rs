@@ -1,5 +1,12 @@
 //! Internal snapshots: qcow2 specification, "Snapshots".
+//!
+//! A snapshot is a copy of the L1 table; everything that hangs on it is shared, and copied when the
+//! disk changes. [`table`] is how they are listed, [`tree`] what hangs on one, [`ops`] what can be
+//! done with them.
 
+mod ops;
 mod table;
+mod tree;
 
+pub use ops::{Moment, apply_snapshot, create_snapshot, delete_snapshot};
 pub use table::{Snapshot, SnapshotTable, load_snapshots};

@@ -1,0 +1,278 @@
+//! [`AtRest`]: an image that nobody uses meanwhile, for operations on it as a whole: snapshots,
+//! bitmaps, amendments.
+//!
+//! That nobody does is the caller's to see to: a tool on an image that is not open elsewhere, or the
+//! driver, with its caches written out, no request under way, and everything read again afterwards.
+//!
+//! Refcounts change in memory first. [`AtRest::write_refcounts`] makes them durable, and each
+//! operation keeps the order that makes a crash harmless: raised before the first reference is
+//! written, lowered after the last reference is durably gone. At worst clusters leak.
+
+use std::collections::BTreeMap;
+
+use super::container::{read_at, read_words, write_at, write_words};
+use super::entry::{RefcountTableEntry, put_refcount, refcount};
+use super::geometry::Geometry;
+use super::header::{Autoclear, Header, Incompatible, MAX_REFCOUNT_TABLE_BYTES};
+use crate::edge::Edge;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Refcount blocks that are searched for free clusters before the file grows instead.
+const SEARCHED_BLOCKS: u64 = 64;
+
+/// An image at rest.
+pub(super) struct AtRest<'a> {
+    pub(super) file: &'a Edge,
+    pub(super) header: Header,
+    table: Vec<u64>,
+    table_changed: bool,
+    /// The refcount table that the header on disk points to, once it was moved.
+    old_table: Option<(u64, u64)>,
+    blocks: BTreeMap<u64, Block>,
+    /// The cluster behind the file's last one: nothing from here on is in use.
+    end: u64,
+    /// No cluster before is free.
+    searched: u64,
+}
+
+/// A refcount block in memory.
+struct Block {
+    bytes: Vec<u8>,
+    changed: bool,
+}
+
+impl<'a> AtRest<'a> {
+    /// Opens the image in `file` to change it.
+    ///
+    /// # Errors
+    /// Its refcounts cannot be relied on, or its tables make no sense.
+    pub(super) async fn open(file: &'a Edge) -> Result<AtRest<'a>> {
+        let mut header = Header::load(file).await?;
+        header.check_against(file.len())?;
+        for (bit, word) in [(Incompatible::DIRTY, "dirty"), (Incompatible::CORRUPT, "corrupt")] {
+            if header.incompatible.contains(bit) {
+                let context = format!("the image is marked {word}: repair it first");
+                return Err(Error::new(ErrorKind::Corrupt, context));
+            }
+        }
+        // Whoever writes must take back what others promise that he knows nothing of.
+        header.autoclear = Autoclear(header.autoclear.0 & Autoclear::KNOWN.0);
+        let entries = usize::try_from(header.refcount_table_bytes() / 8).unwrap_or(0);
+        let table = read_words(file, header.refcount_table_offset, entries).await?;
+        let end = header.geometry.clusters_for(file.len());
+        Ok(AtRest {
+            file,
+            header,
+            table,
+            table_changed: false,
+            old_table: None,
+            blocks: BTreeMap::new(),
+            end,
+            searched: 0,
+        })
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        self.header.geometry
+    }
+
+    /// The refcount of a cluster, by its number.
+    pub(super) async fn refcount(&mut self, cluster: u64) -> Result<u64> {
+        let geometry = self.geometry();
+        let index = geometry.refcount_table_index(cluster);
+        match self.block(index).await? {
+            Some(block) => {
+                Ok(refcount(&block.bytes, geometry.refcount_block_index(cluster), geometry))
+            }
+            None => Ok(0),
+        }
+    }
+
+    /// One reference more (`up`) or less to each cluster of a stretch of the file.
+    ///
+    /// # Errors
+    /// `Corrupt` for what lies outside the file or has no references left, `NoSpace` if the
+    /// refcount is too narrow.
+    pub(super) async fn change(&mut self, offset: u64, bytes: u64, up: bool) -> Result<()> {
+        let geometry = self.geometry();
+        let last = offset.checked_add(bytes.saturating_sub(1)).map(|at| geometry.cluster_index(at));
+        let Some(last) = last.filter(|&last| last < self.end) else {
+            let context = format!("{bytes} bytes at {offset:#x} are not in the image file");
+            return Err(Error::new(ErrorKind::Corrupt, context));
+        };
+        for cluster in geometry.cluster_index(offset)..=last {
+            let old = self.refcount(cluster).await?;
+            let new = if up { old.checked_add(1) } else { old.checked_sub(1) };
+            let Some(new) = new else {
+                let context = format!("cluster {cluster} is in use, but its refcount is 0");
+                return Err(Error::new(ErrorKind::Corrupt, context));
+            };
+            if new > geometry.refcount_max() {
+                let context = format!(
+                    "cluster {cluster} has {old} references, and refcounts of {} bits cannot hold \
+                     more",
+                    geometry.refcount_bits()
+                );
+                return Err(Error::new(ErrorKind::NoSpace, context));
+            }
+            self.set(cluster, new).await?;
+        }
+        Ok(())
+    }
+
+    /// `bytes` of new space in one piece, in whole clusters; answers where.
+    pub(super) async fn allocate(&mut self, bytes: u64) -> Result<u64> {
+        let geometry = self.geometry();
+        let clusters = geometry.clusters_for(bytes).max(1);
+        let first = match self.find_free(clusters).await? {
+            Some(first) => first,
+            None => self.append(clusters).await?,
+        };
+        for cluster in first..first + clusters {
+            self.set(cluster, 1).await?;
+        }
+        if clusters == 1 {
+            self.searched = first + 1;
+        }
+        Ok(first << geometry.cluster_bits())
+    }
+
+    /// Makes all refcounts durable, and the table of their blocks.
+    pub(super) async fn write_refcounts(&mut self) -> Result<()> {
+        for (&index, block) in &mut self.blocks {
+            if std::mem::take(&mut block.changed) {
+                let at = self.table[usize::try_from(index).unwrap_or(usize::MAX)];
+                write_at(self.file, at, &block.bytes).await?;
+            }
+        }
+        self.file.flush().await?;
+        if std::mem::take(&mut self.table_changed) {
+            write_words(self.file, self.header.refcount_table_offset, &self.table).await?;
+            self.file.flush().await?;
+        }
+        let Some((offset, bytes)) = self.old_table.take() else { return Ok(()) };
+        self.write_header().await?;
+        self.change(offset, bytes, false).await?;
+        // The old table's own refcounts: there is no table to move any more.
+        Box::pin(self.write_refcounts()).await
+    }
+
+    /// Makes the header durable, and everything written before it.
+    pub(super) async fn write_header(&self) -> Result<()> {
+        self.file.flush().await?;
+        write_at(self.file, 0, &self.header.serialise()?).await?;
+        self.file.flush().await
+    }
+
+    /// The refcount block `index`, if there is one.
+    async fn block(&mut self, index: u64) -> Result<Option<&mut Block>> {
+        let place = usize::try_from(index).unwrap_or(usize::MAX);
+        let entry = RefcountTableEntry(self.table.get(place).copied().unwrap_or(0));
+        let Some(at) = entry.offset() else { return Ok(None) };
+        if !self.blocks.contains_key(&index) {
+            let geometry = self.geometry();
+            let inside = geometry.cluster_index(at) < self.end;
+            if entry.reserved() != 0 || !geometry.is_aligned(at) || !inside {
+                let context = format!("refcount table entry {index} is {:#x}", entry.0);
+                return Err(Error::new(ErrorKind::Corrupt, context));
+            }
+            let bytes = read_at(self.file, at, geometry.cluster_len()).await?;
+            self.blocks.insert(index, Block { bytes, changed: false });
+        }
+        Ok(self.blocks.get_mut(&index))
+    }
+
+    async fn set(&mut self, cluster: u64, value: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let index = geometry.refcount_table_index(cluster);
+        self.make_blocks(index).await?;
+        if let Some(block) = self.block(index).await? {
+            let place = geometry.refcount_block_index(cluster);
+            put_refcount(&mut block.bytes, place, value, geometry);
+            block.changed = true;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that block `index` exists, and the blocks of what is allocated for that.
+    async fn make_blocks(&mut self, index: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let (mut wanted, mut taken) = (vec![index], Vec::new());
+        while let Some(index) = wanted.pop() {
+            let mut new = self.grow_table(index)?;
+            let place = usize::try_from(index).unwrap_or(usize::MAX);
+            if self.table[place] == 0 {
+                self.table[place] = self.end << geometry.cluster_bits();
+                self.table_changed = true;
+                new.push(self.end);
+                self.end += 1;
+                let bytes = vec![0; geometry.cluster_len()];
+                self.blocks.insert(index, Block { bytes, changed: true });
+            }
+            wanted.extend(new.iter().map(|&cluster| geometry.refcount_table_index(cluster)));
+            taken.extend(new);
+        }
+        for cluster in taken {
+            if let Some(block) = self.block(geometry.refcount_table_index(cluster)).await? {
+                let place = geometry.refcount_block_index(cluster);
+                put_refcount(&mut block.bytes, place, 1, geometry);
+                block.changed = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the refcount table to a longer place if it has no entry `index`; answers the clusters
+    /// taken.
+    fn grow_table(&mut self, index: u64) -> Result<Vec<u64>> {
+        if index < self.table.len() as u64 {
+            return Ok(Vec::new());
+        }
+        let geometry = self.geometry();
+        // Half as much again, so that it is not moved every time.
+        let clusters = geometry.clusters_for((index + 1).saturating_mul(12));
+        if clusters > MAX_REFCOUNT_TABLE_BYTES >> geometry.cluster_bits() {
+            let context = "the refcount table would be longer than 8 MiB";
+            return Err(Error::new(ErrorKind::NoSpace, context));
+        }
+        if self.old_table.is_none() {
+            let (at, bytes) =
+                (self.header.refcount_table_offset, self.header.refcount_table_bytes());
+            self.old_table = Some((at, bytes));
+        }
+        let first = self.end;
+        self.end += clusters;
+        let entries = (clusters << geometry.cluster_bits()) / 8;
+        self.table.resize(usize::try_from(entries).unwrap_or(usize::MAX), 0);
+        self.table_changed = true;
+        self.header.refcount_table_offset = first << geometry.cluster_bits();
+        self.header.refcount_table_clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
+        Ok((first..self.end).collect())
+    }
+
+    /// The first run of free clusters, where it is worth looking.
+    async fn find_free(&mut self, clusters: u64) -> Result<Option<u64>> {
+        let limit = self.geometry().refcount_block_entries() * SEARCHED_BLOCKS;
+        let mut run = 0;
+        let mut cluster = self.searched.max(1);
+        while cluster < self.end.min(limit) {
+            run = if self.refcount(cluster).await? == 0 { run + 1 } else { 0 };
+            cluster += 1;
+            if run == clusters {
+                return Ok(Some(cluster - clusters));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Clusters behind the end of the file.
+    async fn append(&mut self, clusters: u64) -> Result<u64> {
+        // A refcount behind the end is a leak, but not ours to use.
+        while self.refcount(self.end).await? != 0 {
+            self.end += 1;
+        }
+        let first = self.end;
+        self.end += clusters;
+        Ok(first)
+    }
+}
