@@ -5,7 +5,9 @@
 //! thread; every subcommand is a file of its own.
 
 mod bench;
+mod bitmap;
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -19,6 +21,7 @@ mod measure;
 mod output;
 mod progress;
 mod qcow2;
+mod rebase;
 mod resize;
 mod session;
 mod size;
@@ -35,8 +38,12 @@ pub use failure::Failure;
 pub enum ImgCommand {
     /// Measure requests to an image
     Bench(bench::Arguments),
+    /// Change the dirty bitmaps in an image
+    Bitmap(bitmap::Arguments),
     /// Look for contradictions in an image, and repair them
     Check(check::Arguments),
+    /// Put what an image holds into the one below it
+    Commit(commit::Arguments),
     /// Tell whether two images hold the same
     Compare(compare::Arguments),
     /// Copy images to a new one, in any format
@@ -51,9 +58,11 @@ pub enum ImgCommand {
     Map(map::Arguments),
     /// Tell how long an image would get
     Measure(measure::Arguments),
+    /// Put another image below
+    Rebase(rebase::Arguments),
     /// Change the length of an image
     Resize(resize::Arguments),
-    /// List the snapshots in an image
+    /// List, take, apply or delete the snapshots in an image
     Snapshot(snapshot::Arguments),
 }
 
@@ -61,7 +70,9 @@ pub enum ImgCommand {
 pub fn run(command: &ImgCommand) -> ExitCode {
     let status = match command {
         ImgCommand::Bench(arguments) => bench::run(arguments),
+        ImgCommand::Bitmap(arguments) => bitmap::run(arguments),
         ImgCommand::Check(arguments) => check::run(arguments),
+        ImgCommand::Commit(arguments) => commit::run(arguments),
         ImgCommand::Compare(arguments) => compare::run(arguments),
         ImgCommand::Convert(arguments) => convert::run(arguments),
         ImgCommand::Create(arguments) => create::run(arguments),
@@ -69,6 +80,7 @@ pub fn run(command: &ImgCommand) -> ExitCode {
         ImgCommand::Info(arguments) => info::run(arguments),
         ImgCommand::Map(arguments) => map::run(arguments),
         ImgCommand::Measure(arguments) => measure::run(arguments),
+        ImgCommand::Rebase(arguments) => rebase::run(arguments),
         ImgCommand::Resize(arguments) => resize::run(arguments),
         ImgCommand::Snapshot(arguments) => snapshot::run(arguments),
     };

@@ -257,3 +257,111 @@ fn lengths_change_as_qemu_img_changes_them() {
     rig.qemu_img("check base.qcow2");
     rig.same_json("info --output json base.qcow2");
 }
+
+#[test]
+fn another_image_below_changes_nothing_that_is_read() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    rig.qemu_img("create -q -f qcow2 -b top.qcow2 -F qcow2 leaf.qcow2");
+    rig.qemu_io("leaf.qcow2", &["write -P 9 100k 300k", "write -z 5M 64k"]);
+    rig.qemu_img("convert -O raw leaf.qcow2 before.raw");
+    rig.ours("rebase -b base.qcow2 -F qcow2 leaf.qcow2");
+    rig.qemu_img("check leaf.qcow2");
+    rig.same_content("before.raw", "leaf.qcow2");
+    let info = |key: &str| {
+        let output = rig.qemu_img("info --output json leaf.qcow2").stdout;
+        serde_json::from_slice::<Value>(&output).unwrap()[key].clone()
+    };
+    assert_eq!(info("backing-filename"), "base.qcow2");
+    rig.ours("rebase -f qcow2 -p -b= leaf.qcow2");
+    assert_eq!(info("backing-filename"), Value::Null);
+    rig.same_content("before.raw", "leaf.qcow2");
+    rig.ours("rebase -u -b nosuch.raw -F raw leaf.qcow2");
+    assert_eq!(info("backing-filename-format"), "raw");
+    for arguments in ["rebase leaf.qcow2", "rebase -b nosuch.qcow2 -F qcow2 base.qcow2"] {
+        rig.both(arguments);
+    }
+}
+
+#[test]
+fn what_is_committed_is_below_and_gone_above() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    rig.qemu_img("create -q -f qcow2 -b top.qcow2 -F qcow2 leaf.qcow2 14M");
+    rig.qemu_io("leaf.qcow2", &["write -P 9 100k 300k", "write -z 0 64k", "write -P 1 13M 1M"]);
+    rig.qemu_img("convert -O raw leaf.qcow2 before.raw");
+    rig.same_text("commit -d -b nosuch.qcow2 leaf.qcow2");
+    let output = rig.ours("commit leaf.qcow2");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "Image committed.\n");
+    for image in ["leaf.qcow2", "top.qcow2"] {
+        rig.qemu_img(&format!("check {image}"));
+        rig.same_content("before.raw", image);
+    }
+    assert!(fs::metadata(rig.path("leaf.qcow2")).unwrap().len() < 400 << 10);
+    rig.ours("commit -q -d -b base.qcow2 leaf.qcow2");
+    rig.qemu_img("check base.qcow2");
+    rig.same_content("before.raw", "base.qcow2");
+    rig.both("commit base.qcow2");
+}
+
+#[test]
+fn snapshots_are_taken_applied_and_deleted() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    rig.qemu_img("convert -O raw base.qcow2 before.raw");
+    rig.ours("snapshot -c one base.qcow2");
+    rig.qemu_io("base.qcow2", &["write -P 1 100k 2M"]);
+    rig.ours("snapshot -c two base.qcow2");
+    rig.qemu_img("check base.qcow2");
+    rig.same_text("snapshot -l base.qcow2");
+    rig.ours("snapshot -a one base.qcow2");
+    rig.same_content("before.raw", "base.qcow2");
+    rig.ours("snapshot -d one base.qcow2");
+    rig.qemu_img("check base.qcow2");
+    rig.same_text("snapshot -l base.qcow2");
+    for arguments in ["snapshot -a nosuch base.qcow2", "snapshot -d nosuch base.qcow2"] {
+        rig.both(arguments);
+    }
+}
+
+#[test]
+fn bitmaps_change_as_qemu_img_changes_them() {
+    let Some(rig) = Rig::new() else { return };
+    let same = |steps: &[&str]| {
+        let infos = [OURS, "qemu-img"].map(|program| {
+            rig.qemu_img("create -q -f qcow2 a.qcow2 10M");
+            rig.qemu_img("create -q -f qcow2 b.qcow2 10M");
+            rig.qemu_img("bitmap --add b.qcow2 other");
+            rig.qemu_io("b.qcow2", &["write 1M 100k"]);
+            for step in steps {
+                let output = rig.run(program, step);
+                assert!(output.status.success(), "{program} {step}: {output:?}");
+            }
+            rig.qemu_img("check a.qcow2");
+            let info = rig.qemu_img("info --output json a.qcow2").stdout;
+            let info: Value = serde_json::from_slice(&info).unwrap();
+            // The bits, by way of a fresh bitmap that only this one is merged into.
+            info["format-specific"]["data"]["bitmaps"].clone()
+        });
+        assert_eq!(infos[0], infos[1], "{steps:?}");
+    };
+    same(&["bitmap --add a.qcow2 x"]);
+    same(&["bitmap --add --disable -g 4k a.qcow2 x", "bitmap --add a.qcow2 y"]);
+    same(&["bitmap --add a.qcow2 x", "bitmap --remove a.qcow2 x"]);
+    same(&[
+        "bitmap --add a.qcow2 x",
+        "bitmap --merge other -b b.qcow2 -F qcow2 a.qcow2 x",
+        "bitmap --add --merge x --disable a.qcow2 y",
+        "bitmap --clear --enable a.qcow2 y",
+    ]);
+    rig.qemu_img("create -q -f qcow2 -o compat=0.10 old.qcow2 10M");
+    for arguments in [
+        "bitmap a.qcow2 x",
+        "bitmap --add a.qcow2 y",
+        "bitmap --remove a.qcow2 nosuch",
+        "bitmap --merge nosuch a.qcow2 x",
+        "bitmap --add old.qcow2 x",
+    ] {
+        rig.both(arguments);
+    }
+}

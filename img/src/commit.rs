@@ -1,0 +1,141 @@
+//! `commit`: what an image holds goes into one below it.
+
+use clap::Args;
+use ferry_block::format::qcow2::create::{CreateOptions, create};
+use ferry_block::format::qcow2::header::{Compatible, Header};
+use ferry_block::{BlockNode, Edge};
+
+use crate::convert::{Copy, Source};
+use crate::failure::{Failure, Result};
+use crate::output::print;
+use crate::progress::Progress;
+use crate::session::{Access, Cache, Image, Request, Session};
+use crate::size;
+
+/// Requests at once.
+const DEPTH: u16 = 8;
+
+/// Arguments of `commit`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Format of the image
+    #[arg(short)]
+    format: Option<String>,
+    /// Cache mode of the image that is written
+    #[arg(short, default_value = "writeback")]
+    target_cache: String,
+    /// The image below that takes everything (default: the next one)
+    #[arg(short)]
+    base: Option<String>,
+    /// Leave the image as it is, instead of emptying it
+    #[arg(short = 'd')]
+    keep: bool,
+    /// Bytes a second at most
+    #[arg(short)]
+    rate: Option<String>,
+    /// Show a progress bar
+    #[arg(short)]
+    progress: bool,
+    /// Say nothing
+    #[arg(short)]
+    quiet: bool,
+    /// The image is named by options
+    #[arg(long)]
+    image_opts: bool,
+    /// The image
+    filename: String,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
+    Session::run(async |session| {
+        let image_opts = arguments.image_opts;
+        let read = Request::read(&arguments.filename, arguments.format.as_deref());
+        // The file is locked here; the chain, the lowest of which will be written, is not.
+        let request = Request { access: Access::Resize, image_opts, ..read.clone() };
+        let (_, file) = session.open_container(&request).await?;
+        let request = Request { access: Access::Share, image_opts, ..read };
+        let image = session.open(&request).await?;
+        let (base, next) = base(&image, arguments.base.as_deref())?;
+        let target = open_base(session, arguments, &base).await?;
+        if target.len() < image.len() {
+            target.root.resize(image.len()).await?;
+        }
+        let progress = Progress::new(arguments.progress, image.len());
+        copy(arguments, &image, base, &target)?.run(session, &progress).await?;
+        target.root.flush().await?;
+        progress.finish();
+        if next && !arguments.keep {
+            empty(file.root.edge()).await?;
+        }
+        if !arguments.quiet {
+            print("Image committed.")?;
+        }
+        Ok(0)
+    })
+}
+
+/// The image below that takes everything, and whether it is the next one.
+fn base(image: &Image, name: Option<&str>) -> Result<(BlockNode, bool)> {
+    let next =
+        image.node.backing().ok_or_else(|| Failure::new("Image does not have a backing file"))?;
+    let Some(name) = name else { return Ok((next, true)) };
+    let mut chain = std::iter::successors(Some(next.clone()), BlockNode::backing);
+    let named = |node: &BlockNode| {
+        let known = node.filename();
+        let known = known.as_deref();
+        known == Some(name) || known.is_some_and(|known| known.ends_with(&format!("/{name}")))
+    };
+    let found = chain.find(named).ok_or_else(|| {
+        Failure::new(format!("Did not find '{name}' in the backing chain of '{}'", image.name))
+    })?;
+    let is_next = found.is_same(&next);
+    Ok((found, is_next))
+}
+
+async fn open_base(session: &Session, arguments: &Arguments, base: &BlockNode) -> Result<Image> {
+    let base = base.skip_filters();
+    let name = base.filename().ok_or_else(|| Failure::new("the image below has no file"))?;
+    let cache = Cache::parse(&arguments.target_cache)?;
+    let read = Request::read(&name, Some(base.format()));
+    session.open(&Request { access: Access::Resize, cache, ..read }).await
+}
+
+fn copy(arguments: &Arguments, image: &Image, base: BlockNode, target: &Image) -> Result<Copy> {
+    Ok(Copy {
+        sources: vec![Source::new(image, Some(base))],
+        target: target.root.clone(),
+        len: image.len(),
+        depth: DEPTH,
+        ordered: true,
+        compressed: false,
+        cluster: 1,
+        // What is zero in the image must become so below, but its data is data.
+        sparse: u64::from(target.node.limits().discard_granularity.max(4096)),
+        zero: false,
+        salvage: false,
+        rate: arguments.rate.as_deref().map(size::parse).transpose()?,
+    })
+}
+
+/// Makes an image hold nothing, as if it had just been made. One with snapshots or bitmaps keeps
+/// what it has: it reads the same.
+async fn empty(file: &Edge) -> Result<()> {
+    let header = Header::load(file).await?;
+    let has_more = header.snapshots.entries != 0 || header.bitmaps().is_some();
+    if has_more || header.geometry.has_external_data() {
+        return Ok(());
+    }
+    let options = CreateOptions {
+        version: header.geometry.version(),
+        cluster_size: header.geometry.cluster_size(),
+        refcount_bits: header.geometry.refcount_bits(),
+        backing_file: header.backing_file.clone(),
+        backing_format: header.extensions.backing_format.clone(),
+        lazy_refcounts: header.compatible.contains(Compatible::LAZY_REFCOUNTS),
+        extended_l2: header.geometry.has_extended_l2(),
+        compression: header.compression,
+        ..CreateOptions::new(header.size)
+    };
+    create(file, None, &options).await?;
+    Ok(())
+}
