@@ -7,6 +7,7 @@ use clap::Args;
 use ferry_block::{IoBuf, WriteFlags};
 
 use crate::failure::{Failure, Result};
+use crate::object::Objects;
 use crate::output::print;
 use crate::session::{Access, Cache, Request, Session};
 use crate::size;
@@ -14,6 +15,8 @@ use crate::size;
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    objects: Objects,
     /// Requests to make
     #[arg(short, default_value_t = 75_000)]
     count: u64,
@@ -84,6 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let (offset, len) = (size::parse(&arguments.offset)?, size::parse(&arguments.size)?);
     let step = arguments.step.as_deref().map_or(Ok(len), size::parse)?;
     Session::run(async |session| {
+        arguments.objects.load(session).await?;
         let access = match (arguments.write, arguments.force_share) {
             (true, _) => Access::Write,
             (false, true) => Access::Share,

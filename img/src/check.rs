@@ -5,6 +5,7 @@ use ferry_block::format::qcow2::check::{CheckReport, Repair, check};
 use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
+use crate::object::Objects;
 use crate::output::{Output, print, print_json};
 use crate::session::{Access, Request, Session};
 
@@ -16,6 +17,8 @@ const UNSUPPORTED: u8 = 63;
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    objects: Objects,
     /// Format of the image
     #[arg(short)]
     format: Option<String>,
@@ -52,6 +55,7 @@ enum What {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     Session::run(async |session| {
+        arguments.objects.load(session).await?;
         let access = match (arguments.repair, arguments.force_share) {
             (Some(_), _) => Access::Resize,
             (None, true) => Access::Share,

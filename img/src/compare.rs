@@ -6,18 +6,23 @@ use clap::Args;
 use ferry_block::{BlockNode, ExtentKind, IoBuf};
 
 use crate::failure::{Failure, Result};
+use crate::object::Objects;
 use crate::output::print;
 use crate::progress::Progress;
 use crate::session::{Access, Cache, Image, Request, Session};
 
 /// Bytes that are compared at once.
 const PIECE: u64 = 2 << 20;
+/// Bytes about which is asked what they are.
+const WINDOW: u64 = 64 << 20;
 /// Differences are told in units of this many bytes.
 const SECTOR: usize = 512;
 
 /// Arguments of `compare`.
 #[derive(Debug, Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    objects: Objects,
     /// Format of the first image
     #[arg(short)]
     format: Option<String>,
@@ -58,6 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     // Statuses above 1 are errors: 1 says that the images differ.
     let cache = Cache::parse(&arguments.cache).map_err(|failure| failure.with_status(2))?;
     Session::run(async |session| {
+        arguments.objects.load(session).await?;
         let access = if arguments.force_share { Access::Share } else { Access::Read };
         let open = async |name: &str, format: Option<&str>| {
             let read = Request::read(name, format);
@@ -85,7 +91,7 @@ async fn compare(arguments: &Arguments, first: &Image, second: &Image) -> Result
     let progress = Progress::new(arguments.progress, long);
     let mut at = 0;
     while at < short {
-        let (kind, len) = status(first, at..short).await?;
+        let (kind, len) = status(first, at..short.min(at + WINDOW)).await?;
         let (other, len) = status(second, at..at + len).await?;
         let alike = (kind == ExtentKind::Absent) == (other == ExtentKind::Absent);
         if arguments.strict && !(alike && is_zero(kind) == is_zero(other)) {
@@ -110,7 +116,7 @@ async fn compare(arguments: &Arguments, first: &Image, second: &Image) -> Result
     }
     let longer = if first.len() == long { first } else { second };
     while at < long {
-        let (kind, len) = status(longer, at..long).await?;
+        let (kind, len) = status(longer, at..long.min(at + WINDOW)).await?;
         let end = at + len.min(PIECE);
         if !is_zero(kind)
             && let Some(place) = data_in(longer, at..end).await?

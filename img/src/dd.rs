@@ -5,6 +5,7 @@ use clap::Args;
 use crate::convert::{Copy, Source};
 use crate::create::{self, New};
 use crate::failure::{Failure, Result};
+use crate::object::Objects;
 use crate::progress::Progress;
 use crate::session::{Access, Cache, Request, Session};
 use crate::size;
@@ -15,6 +16,8 @@ const DEPTH: u16 = 8;
 /// Arguments of `dd`.
 #[derive(Debug, Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    objects: Objects,
     /// Format of the source
     #[arg(short)]
     format: Option<String>,
@@ -69,6 +72,7 @@ impl Operands {
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let operands = Operands::parse(&arguments.operands)?;
     Session::run(async |session| {
+        arguments.objects.load(session).await?;
         let access = if arguments.force_share { Access::Share } else { Access::Read };
         let read = Request::read(&operands.source, arguments.format.as_deref());
         let request = Request { image_opts: arguments.image_opts, access, ..read };

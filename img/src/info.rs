@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
+use crate::object::Objects;
 use crate::output::{Output, print, print_json};
 use crate::qcow2;
 use crate::session::{Access, Request, Session, disk_size};
@@ -15,6 +16,8 @@ const MAX_CHAIN: usize = 200;
 /// Arguments of `info`.
 #[derive(Debug, Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    objects: Objects,
     /// Format of the image
     #[arg(short)]
     format: Option<String>,
@@ -36,6 +39,7 @@ pub struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     Session::run(async |session| {
+        arguments.objects.load(session).await?;
         let chain = chain(session, arguments).await?;
         match (arguments.output, arguments.backing_chain) {
             (Output::Json, true) => print_json(&Value::Array(chain))?,

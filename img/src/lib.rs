@@ -18,6 +18,7 @@ mod keyval;
 mod location;
 mod map;
 mod measure;
+mod object;
 mod output;
 mod progress;
 mod qcow2;
@@ -100,4 +101,14 @@ pub(crate) fn say(line: &dyn std::fmt::Display) {
 pub(crate) fn say_plainly(line: &str) {
     use std::io::Write;
     drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, Subcommand};
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::ImgCommand::augment_subcommands(Command::new("img")).debug_assert();
+    }
 }

@@ -7,6 +7,7 @@ use ferry_block::format::qcow2::Qcow2Driver;
 use ferry_block::{BlockNode, ChildRole, ExtentKind};
 
 use crate::failure::{Failure, Result};
+use crate::object::Objects;
 use crate::output::{Output, print};
 use crate::qcow2::Places;
 use crate::session::{Access, Request, Session};
@@ -15,6 +16,8 @@ use crate::size;
 /// Arguments of `map`.
 #[derive(Debug, Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    objects: Objects,
     /// Format of the image
     #[arg(short)]
     format: Option<String>,
@@ -95,6 +98,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let start = arguments.start_offset.as_deref().map_or(Ok(0), size::parse)?;
     let most = arguments.max_length.as_deref().map_or(Ok(u64::MAX), size::parse)?;
     Session::run(async |session| {
+        arguments.objects.load(session).await?;
         let access = if arguments.force_share { Access::Share } else { Access::Read };
         let read = Request::read(&arguments.filename, arguments.format.as_deref());
         let request = Request { image_opts: arguments.image_opts, access, ..read };

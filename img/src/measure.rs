@@ -6,6 +6,7 @@ use ferry_block::format::qcow2::create::Preallocation;
 use serde_json::json;
 
 use crate::failure::{Failure, Result};
+use crate::object::Objects;
 use crate::output::{Output, print, print_json};
 use crate::qcow2::{Needs, NewQcow2, needs};
 use crate::session::{Access, Image, Request, Session};
@@ -14,6 +15,8 @@ use crate::size;
 /// Arguments of `measure`.
 #[derive(Debug, Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    objects: Objects,
     /// Format of the source
     #[arg(short)]
     format: Option<String>,
@@ -41,19 +44,22 @@ pub struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let size = arguments.size.as_deref().map(size::parse).transpose()?;
-    let needs = Session::run(async |session| match (&arguments.filename, size) {
-        (Some(name), None) => {
-            let access = if arguments.force_share { Access::Share } else { Access::Read };
-            let read = Request::read(name, arguments.format.as_deref());
-            let request = Request { image_opts: arguments.image_opts, access, ..read };
-            let image = session.open(&request).await?;
-            measure(arguments, image.len(), Some(&image)).await
+    let needs = Session::run(async |session| {
+        arguments.objects.load(session).await?;
+        match (&arguments.filename, size) {
+            (Some(name), None) => {
+                let access = if arguments.force_share { Access::Share } else { Access::Read };
+                let read = Request::read(name, arguments.format.as_deref());
+                let request = Request { image_opts: arguments.image_opts, access, ..read };
+                let image = session.open(&request).await?;
+                measure(arguments, image.len(), Some(&image)).await
+            }
+            (None, Some(size)) => measure(arguments, size, None).await,
+            (Some(_), Some(_)) => {
+                Err(Failure::new("--size N cannot be used together with a filename."))
+            }
+            (None, None) => Err(Failure::new("Either --size N or one filename must be specified.")),
         }
-        (None, Some(size)) => measure(arguments, size, None).await,
-        (Some(_), Some(_)) => {
-            Err(Failure::new("--size N cannot be used together with a filename."))
-        }
-        (None, None) => Err(Failure::new("Either --size N or one filename must be specified.")),
     })?;
     let Needs { required, fully_allocated } = needs;
     match arguments.output {

@@ -5,6 +5,7 @@ use ferry_block::WriteFlags;
 
 use crate::create::Preallocation;
 use crate::failure::{Failure, Result};
+use crate::object::Objects;
 use crate::output::print;
 use crate::session::{Access, Request, Session};
 use crate::size;
@@ -12,6 +13,8 @@ use crate::size;
 /// Arguments of `resize`.
 #[derive(Debug, Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    objects: Objects,
     /// Format of the image
     #[arg(short)]
     format: Option<String>,
@@ -37,6 +40,7 @@ pub struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let preallocation = Preallocation::parse(arguments.preallocation.as_deref())?;
     Session::run(async |session| {
+        arguments.objects.load(session).await?;
         let request = Request {
             image_opts: arguments.image_opts,
             access: Access::Resize,

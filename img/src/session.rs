@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 
 use ferry_block::{
     BackendKind, BlockBackend, BlockGraph, BlockNode, BlockdevOptions, Clock, EdgePerms, Executor,
-    IoBuf, Perms,
+    IoBuf, Perms, RingChoice,
 };
 use serde_json::{Value, json};
 
@@ -107,7 +107,19 @@ impl Image {
 impl Session {
     /// Runs a command to its end.
     pub(crate) fn run<T>(command: impl AsyncFnOnce(&Session) -> Result<T>) -> Result<T> {
+        Session::run_on(RingChoice::Auto, command)
+    }
+
+    /// [`run`](Session::run) with a choice of how requests are made. Threads copy through the page
+    /// cache on all processors; a ring is for requests past it.
+    pub(crate) fn run_on<T>(
+        ring: RingChoice,
+        command: impl AsyncFnOnce(&Session) -> Result<T>,
+    ) -> Result<T> {
         let executor = Executor::new(Clock::real())?;
+        executor.set_ring_choice(ring);
+        // Nobody waits for a single request, so a busy processor would only be in the way.
+        executor.set_poll_max_ns(0);
         let session = Session { graph: BlockGraph::new(executor.clone()) };
         executor.block_on(async {
             let result = command(&session).await;

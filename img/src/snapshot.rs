@@ -10,6 +10,7 @@ use ferry_block::format::qcow2::snapshot::{
 use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
+use crate::object::Objects;
 use crate::output::print;
 use crate::qcow2;
 use crate::session::{Access, Request, Session};
@@ -17,6 +18,8 @@ use crate::session::{Access, Request, Session};
 /// Arguments of `snapshot`.
 #[derive(Debug, Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    objects: Objects,
     #[command(flatten)]
     verb: Verb,
     /// Say nothing
@@ -53,6 +56,7 @@ struct Verb {
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let verb = &arguments.verb;
     Session::run(async |session| {
+        arguments.objects.load(session).await?;
         let changes = verb.create.is_some() || verb.apply.is_some() || verb.delete.is_some();
         let access = match (changes, arguments.force_share) {
             (true, _) => Access::Resize,

@@ -365,3 +365,27 @@ fn bitmaps_change_as_qemu_img_changes_them() {
         rig.both(arguments);
     }
 }
+
+#[test]
+fn a_copy_takes_the_bitmaps_along() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    rig.qemu_io("top.qcow2", &["write -P 3 2M 64k"]);
+    let bitmaps = |name: &str| {
+        let output = rig.qemu_img(&format!("info --output json {name}")).stdout;
+        serde_json::from_slice::<Value>(&output).unwrap()["format-specific"]["data"]["bitmaps"]
+            .clone()
+    };
+    rig.ours("convert --bitmaps -O qcow2 top.qcow2 o.qcow2");
+    rig.qemu_img("check o.qcow2");
+    rig.same_content("top.qcow2", "o.qcow2");
+    assert_eq!(bitmaps("o.qcow2"), bitmaps("top.qcow2"));
+    rig.ours("convert -O qcow2 top.qcow2 o.qcow2");
+    assert_eq!(bitmaps("o.qcow2"), Value::Null);
+    for arguments in [
+        "convert --bitmaps -O raw top.qcow2 o.raw",
+        "convert --skip-broken-bitmaps -O qcow2 top.qcow2 o.qcow2",
+    ] {
+        rig.both(arguments);
+    }
+}

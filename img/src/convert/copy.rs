@@ -11,8 +11,8 @@ use crate::failure::{Failure, Result};
 use crate::progress::Progress;
 use crate::session::{Image, Session};
 
-/// Bytes that are read at once.
-const PIECE: u64 = 2 << 20;
+/// Bytes that are read at once: those of all workers together stay in the processor's cache.
+const PIECE: u64 = 512 << 10;
 /// Unit in which unreadable parts are given up, bytes.
 const SECTOR: u64 = 512;
 
@@ -78,6 +78,8 @@ struct Work {
     next: Cell<u64>,
     /// A worker is finding out what comes next.
     planning: Cell<bool>,
+    /// What was found out last, and for which bytes of the target: more than one piece, mostly.
+    known: RefCell<(ExtentKind, Range<u64>)>,
     /// Pieces taken, and pieces whose writes have begun.
     taken: Cell<u64>,
     begun: Cell<u64>,
@@ -93,6 +95,11 @@ struct Piece {
 }
 
 impl Copy {
+    /// Shortest piece that can be compressed, in bytes.
+    fn compressed_unit(&self) -> u64 {
+        if self.compressed { self.cluster } else { 1 }
+    }
+
     /// Copies everything.
     pub(crate) async fn run(self, session: &Session, progress: &Progress) -> Result<()> {
         let executor = session.graph.executor().clone();
@@ -104,6 +111,7 @@ impl Copy {
             executor: executor.clone(),
             next: Cell::new(0),
             planning: Cell::new(false),
+            known: RefCell::new((ExtentKind::Data, 0..0)),
             taken: Cell::new(0),
             begun: Cell::new(0),
             changed: Notify::new(),
@@ -128,9 +136,11 @@ impl Copy {
 impl Work {
     /// One worker, until nothing is left or somebody has failed.
     async fn work(&self) {
+        // One buffer for all pieces: fresh memory costs a page fault for every page of it.
+        let buf = IoBuf::alloc(to_usize(PIECE.max(self.copy.compressed_unit())));
         loop {
             let result = match self.take().await {
-                Ok(Some(piece)) => self.piece(piece).await,
+                Ok(Some(piece)) => self.piece(piece, &buf).await,
                 Ok(None) => return,
                 Err(failure) => Err(failure),
             };
@@ -162,25 +172,14 @@ impl Work {
         if at >= self.copy.len || self.has_failed() {
             return Ok(None);
         }
+        let known = self.known.borrow().clone();
+        let (mut kind, known) = match known {
+            (kind, range) if range.contains(&at) => (kind, range),
+            _ => self.find_out(at).await?,
+        };
         let (source, offset) = self.source(at);
         let start = source.part.start + offset;
-        let mut range = start..source.part.end;
-        let found = source.node.map_above(source.base.as_ref(), range.clone()).await;
-        let mut kind = match (&found, self.copy.salvage) {
-            (Ok(found), _) => found.kind,
-            // It may be readable all the same.
-            (Err(_), true) => ExtentKind::Data,
-            (Err(error), false) => {
-                let text = format!("error while reading block status at offset {at}: {error}");
-                return Err(Failure::new(text));
-            }
-        };
-        if let Ok(found) = &found {
-            range.end = start + found.len;
-        }
-        if kind == ExtentKind::Absent && source.base.is_none() {
-            kind = ExtentKind::Zero;
-        }
+        let mut range = start..start + (known.end - at);
         if self.copy.compressed && kind != ExtentKind::Absent {
             // Whole clusters, or they would not be compressed.
             let cluster = self.copy.cluster.max(1);
@@ -194,13 +193,35 @@ impl Work {
             range.end = (start + (end - at)).min(source.part.end);
         }
         if kind == ExtentKind::Data {
-            range.end = range.end.min(start + PIECE);
+            range.end = range.end.min(start + PIECE.max(self.copy.compressed_unit()));
         }
         let number = self.taken.get();
         self.taken.set(number + 1);
         let end = at + (range.end - start);
         self.next.set(end);
         Ok(Some(Piece { number, kind, range: at..end }))
+    }
+
+    /// What the bytes from `at` are, and up to where.
+    async fn find_out(&self, at: u64) -> Result<(ExtentKind, Range<u64>)> {
+        let (source, offset) = self.source(at);
+        let start = source.part.start + offset;
+        let found = source.node.map_above(source.base.as_ref(), start..source.part.end).await;
+        let (kind, len) = match found {
+            Ok(found) => (found.kind, found.len),
+            // It may be readable all the same.
+            Err(_) if self.copy.salvage => (ExtentKind::Data, source.part.end - start),
+            Err(error) => {
+                let text = format!("error while reading block status at offset {at}: {error}");
+                return Err(Failure::new(text));
+            }
+        };
+        let kind = match kind {
+            ExtentKind::Absent if source.base.is_none() => ExtentKind::Zero,
+            kind => kind,
+        };
+        self.known.replace((kind, at..at + len));
+        Ok((kind, at..at + len))
     }
 
     /// The source of a byte of the target, and which byte of it that is.
@@ -215,10 +236,10 @@ impl Work {
         (&sources[index], offset)
     }
 
-    async fn piece(&self, piece: Piece) -> Result<()> {
+    async fn piece(&self, piece: Piece, whole: &IoBuf) -> Result<()> {
         let Piece { number, kind, range } = piece;
         let buf = match kind {
-            ExtentKind::Data => Some(self.read(&range).await?),
+            ExtentKind::Data => Some(self.read(&range, whole).await?),
             _ => None,
         };
         if self.copy.ordered {
@@ -239,10 +260,10 @@ impl Work {
         Ok(())
     }
 
-    async fn read(&self, range: &Range<u64>) -> Result<IoBuf> {
+    async fn read(&self, range: &Range<u64>, whole: &IoBuf) -> Result<IoBuf> {
         let (source, offset) = self.source(range.start);
         let at = source.part.start + offset;
-        let buf = IoBuf::alloc(to_usize(range.end - range.start));
+        let buf = whole.slice(0..to_usize(range.end - range.start));
         let Err(error) = source.root.read(at, buf.clone()).await else { return Ok(buf) };
         if !self.copy.salvage {
             let text = format!("error while reading at byte {}: {error}", range.start);

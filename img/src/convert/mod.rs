@@ -2,13 +2,15 @@
 //!
 //! Here are the arguments and what surrounds the copy; [`copy`] moves the bytes.
 
+mod bitmaps;
 mod copy;
 
 use clap::Args;
-use ferry_block::BlockNode;
+use ferry_block::{BlockNode, RingChoice};
 
 use crate::create::{self, New};
 use crate::failure::{Failure, Result};
+use crate::object::Objects;
 use crate::progress::Progress;
 use crate::session::{Access, Cache, Image, Request, Session};
 use crate::size;
@@ -23,6 +25,8 @@ const DEFAULT_SPARSE: u64 = 4096;
 /// Arguments of `convert`.
 #[derive(Debug, Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    objects: Objects,
     /// Format of the sources
     #[arg(short)]
     format: Option<String>,
@@ -68,6 +72,12 @@ pub struct Arguments {
     /// Go on after errors of the sources, with zeroes
     #[arg(long)]
     salvage: bool,
+    /// Copy the source's bitmaps, too
+    #[arg(long)]
+    bitmaps: bool,
+    /// Leave out bitmaps that cannot be relied on
+    #[arg(long)]
+    skip_broken_bitmaps: bool,
     /// Show a progress bar
     #[arg(short)]
     progress: bool,
@@ -90,7 +100,14 @@ pub struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     check(arguments)?;
-    Session::run(async |session| {
+    let caches = [&arguments.source_cache, &arguments.target_cache];
+    let direct = caches.map(|name| Cache::parse(name)).into_iter().collect::<Result<Vec<_>>>()?;
+    let ring = match direct.iter().any(|cache| cache.direct) {
+        true => RingChoice::Auto,
+        false => RingChoice::ThreadPool,
+    };
+    Session::run_on(ring, async |session| {
+        arguments.objects.load(session).await?;
         let (target, sources) = match arguments.filenames.split_last() {
             Some(split) if !split.1.is_empty() => split,
             _ => return Err(Failure::new("Must specify image file name")),
@@ -128,6 +145,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             target.root.flush().await?;
         }
         progress.finish();
+        if arguments.bitmaps {
+            bitmaps::copy(&sources, &target, arguments.skip_broken_bitmaps).await?;
+        }
         Ok(0)
     })
 }
@@ -149,6 +169,9 @@ fn check(arguments: &Arguments) -> Result<()> {
     }
     if arguments.compress && arguments.target_format != "qcow2" {
         return refuse("Compression not supported for this file format");
+    }
+    if arguments.skip_broken_bitmaps && !arguments.bitmaps {
+        return refuse("Use of --skip-broken-bitmaps requires --bitmaps");
     }
     match arguments.depth {
         Some(depth) if !(1..=16).contains(&depth) => {
