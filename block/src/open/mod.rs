@@ -60,7 +60,10 @@ impl Opening<'_> {
                     ChildRole::Backing => options.inherited_backing(self.options),
                     _ => options.inherited(self.options),
                 };
-                self.graph.open_at(options, self.depth + 1).await
+                let (graph, depth) = (self.graph.clone(), self.depth + 1);
+                // A task of its own: a long chain must not use up the stack.
+                let opening = async move { graph.open_at(options, depth).await };
+                self.graph.executor().spawn(opening).await
             }
             BlockdevRef::Nested(_) => {
                 Err(Error::new(ErrorKind::InvalidArgument, "nodes are nested too deeply"))

@@ -33,13 +33,15 @@ pub struct SimOptions {
     pub latency: Range<Duration>,
     /// What it can take in one request.
     pub limits: Limits,
+    /// Whether its length can be changed, as that of a file can.
+    pub resizable: bool,
 }
 
 impl SimOptions {
     /// A disk of `len` bytes that takes 50 to 500 microseconds for everything.
     pub fn new(len: u64, seed: u64) -> SimOptions {
         let latency = Duration::from_micros(50)..Duration::from_micros(500);
-        SimOptions { len, seed, latency, limits: Limits::NONE }
+        SimOptions { len, seed, latency, limits: Limits::NONE, resizable: false }
     }
 
     /// The same without any delay.
@@ -170,7 +172,11 @@ impl SimDisk {
         let mut medium = state.medium.borrow_mut();
         let mut rng = state.rng.borrow_mut();
         let Medium { bytes, durable, unflushed, .. } = &mut *medium;
+        // A length that was not flushed may or may not survive, too.
+        let len = if rng.one_in(2) { durable.len() } else { bytes.len() };
+        durable.resize(len.max(bytes.len()), 0);
         for range in unflushed.drain(..) {
+            let range = range.start.min(bytes.len())..range.end.min(bytes.len());
             for start in range.clone().step_by(SECTOR) {
                 let sector = start..range.end.min(start + SECTOR);
                 if rng.one_in(2) {
@@ -178,7 +184,9 @@ impl SimDisk {
                 }
             }
         }
-        bytes.copy_from_slice(durable);
+        durable.resize(len, 0);
+        bytes.clone_from(durable);
+        medium.set_data_len();
         medium.data.mark_all();
         state.epoch.set(state.epoch.get() + 1);
         state.changed.notify_all();
@@ -192,6 +200,13 @@ impl SimDisk {
     /// Operations under way now.
     pub fn under_way(&self) -> u64 {
         self.0.under_way.get()
+    }
+}
+
+impl Medium {
+    /// The length has changed.
+    fn set_data_len(&mut self) {
+        self.data.resize(self.bytes.len() as u64).expect("a disk that fits");
     }
 }
 
@@ -221,7 +236,7 @@ impl State {
         }
         counts.deepest = counts.deepest.max(self.under_way.get());
         self.counts.set(counts);
-        if range.end > self.options.len {
+        if range.end > self.medium.borrow().bytes.len() as u64 {
             return Err(Error::new(ErrorKind::OutOfRange, "past the end of the simulated disk"));
         }
         let effect = Fault::strike(&mut self.faults.borrow_mut(), op, range);
@@ -276,7 +291,9 @@ impl State {
     fn make_durable(&self) {
         let mut medium = self.medium.borrow_mut();
         let Medium { bytes, durable, unflushed, .. } = &mut *medium;
+        durable.resize(bytes.len(), 0);
         for range in unflushed.drain(..) {
+            let range = range.start.min(bytes.len())..range.end.min(bytes.len());
             durable[range.clone()].copy_from_slice(&bytes[range]);
         }
     }
@@ -346,7 +363,7 @@ impl BlockDriver for SimDisk {
     }
 
     fn len(&self) -> u64 {
-        self.0.options.len
+        self.0.medium.borrow().bytes.len() as u64
     }
 
     fn filename(&self) -> Option<String> {
@@ -429,8 +446,18 @@ impl BlockDriver for SimDisk {
         Ok(Extent { kind, len: end.min(range.end) - range.start })
     }
 
-    async fn resize(&self, _len: u64) -> Result<()> {
-        Err(Error::new(ErrorKind::Unsupported, "a simulated disk keeps its length"))
+    async fn resize(&self, len: u64) -> Result<()> {
+        if !self.0.options.resizable {
+            return Err(Error::new(ErrorKind::Unsupported, "a simulated disk keeps its length"));
+        }
+        self.0.delay().await;
+        let mut medium = self.0.medium.borrow_mut();
+        let (old, len) = (medium.bytes.len(), usize_of(len));
+        // What a shorter file loses does not come back when it grows again.
+        medium.unflushed.push(old.min(len)..old.max(len));
+        medium.bytes.resize(len, 0);
+        medium.set_data_len();
+        Ok(())
     }
 
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {

@@ -1,5 +1,8 @@
 //! Tests of the running driver, most of them with QEMU's tools as judges.
 
+mod crash;
 mod interop;
+mod kill;
+mod owner;
 mod random;
 mod rig;
