@@ -3,7 +3,7 @@
 use ferry_api::EventKind;
 use ferry_api::command;
 use ferry_api::event::{
-    BlockExportDeletedData, BlockIoErrorData, BlockJobCompletedData, BlockJobData,
+    BlockExportDeletedData, BlockImageCorruptedData, BlockIoErrorData, BlockJobCompletedData, BlockJobData,
     BlockJobErrorData, BlockJobPendingData, JobStatusChangeData,
 };
 use ferry_block::job::{
@@ -38,6 +38,16 @@ pub(crate) fn of_block(event: BlockEvent) -> EventKind {
         }
         BlockEvent::BlockExportDeleted { id } => {
             EventKind::BlockExportDeleted(BlockExportDeletedData { id })
+        }
+        BlockEvent::BlockImageCorrupted { node_name, message } => {
+            EventKind::BlockImageCorrupted(BlockImageCorruptedData {
+                device: String::new(),
+                node_name,
+                msg: message,
+                offset: None,
+                size: None,
+                fatal: true,
+            })
         }
         BlockEvent::BlockIoError { device, node_name, operation, action, nospace, reason } => {
             EventKind::BlockIoError(BlockIoErrorData {

@@ -50,6 +50,13 @@ pub enum BlockEvent {
         /// The export.
         id: String,
     },
+    /// `BLOCK_IMAGE_CORRUPTED`: an image contradicts itself and is not written any more.
+    BlockImageCorrupted {
+        /// Its node, if it has a name of its own.
+        node_name: Option<String>,
+        /// What was found.
+        message: String,
+    },
     /// `BLOCK_IO_ERROR`: a guest's request failed.
     BlockIoError {
         /// The device, empty if it has no name.

@@ -22,6 +22,7 @@ use crate::driver::WriteFlags;
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
+use crate::job::{BlockEvent, JobRegistry};
 use crate::ranges::RangeLocks;
 
 /// Longest single write of metadata, bytes: neighbours are joined up to this.
@@ -58,6 +59,7 @@ pub(super) enum Condition {
 /// An open image.
 pub(super) struct Image {
     this: Weak<Image>,
+    witness: Witness,
     pub(super) executor: Executor,
     pub(super) file: Edge,
     /// Guest data outside the image file.
@@ -82,6 +84,12 @@ pub(super) struct Image {
     header_lock: RangeLocks,
 }
 
+/// Who is told of an image that is found to be corrupt.
+pub(super) struct Witness {
+    pub(super) jobs: JobRegistry,
+    pub(super) node_name: Option<String>,
+}
+
 /// The nodes below an image.
 pub(super) struct Below {
     pub(super) file: Edge,
@@ -92,6 +100,7 @@ pub(super) struct Below {
 impl Image {
     pub(super) fn new(
         executor: &Executor,
+        witness: Witness,
         below: Below,
         header: Header,
         behaviour: Behaviour,
@@ -100,6 +109,7 @@ impl Image {
         let cache = |capacity| SliceCache::new(sizes.slice, capacity);
         Rc::new_cyclic(|this| Image {
             this: this.clone(),
+            witness,
             executor: executor.clone(),
             file: below.file,
             data: below.data,
@@ -313,6 +323,8 @@ impl Image {
         }
         self.condition.set(Condition::Corrupt);
         tracing::error!("Marking image as corrupt: {error}");
+        let (node_name, message) = (self.witness.node_name.clone(), what.to_owned());
+        self.witness.jobs.emit(BlockEvent::BlockImageCorrupted { node_name, message });
         if let Some(image) = self.shared() {
             self.executor.spawn(async move {
                 let mark = |header: &mut Header| {

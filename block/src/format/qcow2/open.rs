@@ -4,11 +4,12 @@ use std::path::Path;
 
 use super::driver::Qcow2Driver;
 use super::header::Header;
-use super::image::{Behaviour, Below, Image};
+use super::image::{Behaviour, Below, Image, Witness};
 use super::options::{BackingRef, Qcow2Options};
 use crate::buf::IoBuf;
 use crate::edge::{ChildRole, EdgePerms, Perms};
 use crate::error::{Error, ErrorKind, Result};
+use crate::job::JobRegistry;
 use crate::node::BlockNode;
 use crate::open::{BlockdevOptions, BlockdevRef, DiscardMode, DriverOptions, Opening};
 
@@ -38,7 +39,9 @@ impl Qcow2Options {
         };
         let behaviour = self.behaviour(opening, &header)?;
         let below = Below { file, data, backing };
-        let image = Image::new(graph.executor(), below, header, behaviour);
+        let jobs = JobRegistry::of(graph);
+        let witness = Witness { jobs, node_name: opening.options().node_name.clone() };
+        let image = Image::new(graph.executor(), witness, below, header, behaviour);
         image.reload().await?;
         opening.add(Qcow2Driver::new(image)).await
     }

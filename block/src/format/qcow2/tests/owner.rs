@@ -127,6 +127,10 @@ fn damage_is_not_spread() {
     bytes[l2 + 16..l2 + 24].copy_from_slice(&table.to_be_bytes());
     std::fs::write(&path, &bytes).unwrap();
     let image = open(options(&path));
+    let told = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let sink = std::rc::Rc::clone(&told);
+    let jobs = crate::job::JobRegistry::of(&image.graph);
+    jobs.set_event_sink(std::rc::Rc::new(move |event| sink.borrow_mut().push(event)));
     let error = image.on(async |node| {
         node.write(128 << 10, IoBuf::alloc(512), WriteFlags::NONE).await.unwrap_err()
     });
@@ -134,6 +138,8 @@ fn damage_is_not_spread() {
     let error = image
         .on(async |node| node.write(0, IoBuf::alloc(512), WriteFlags::NONE).await.unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Corrupt);
+    // Once, however often it is tried.
+    assert_eq!(told.borrow().len(), 1, "{told:?}");
     assert!(image.node.driver::<Qcow2Driver>().unwrap().is_corrupt());
     image.executor.block_on(image.executor.sleep(std::time::Duration::from_millis(50)));
     let bytes = std::fs::read(&path).unwrap();
