@@ -66,9 +66,7 @@ impl Bench {
                 BlockEvent::BlockJobCancelled(_) => "CANCELLED".into(),
                 BlockEvent::BlockJobReady(_) => "READY".into(),
                 BlockEvent::BlockJobPending { .. } => "PENDING".into(),
-                BlockEvent::BlockJobError { .. } | BlockEvent::BlockIoError { .. } => {
-                    "ERROR".into()
-                }
+                other => format!("{other:?}"),
             });
         }));
         let bench = Bench { executor: executor.clone(), registry, log, settles: Rc::default() };

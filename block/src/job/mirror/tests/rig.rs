@@ -222,6 +222,7 @@ fn short(event: &BlockEvent) -> String {
         BlockEvent::BlockJobError { operation, action, .. } => {
             format!("ERROR {} {}", operation.as_str(), action.as_str())
         }
-        BlockEvent::BlockIoError { .. } => "IO_ERROR".into(),
+        // No job's: how they are worded is of no account here.
+        other => format!("{other:?}"),
     }
 }
