@@ -17,7 +17,7 @@
 //!   requests are under way.
 //!
 //! *The image as a whole*, over the image file while nobody else uses it: [`create`], [`check`],
-//! and, on top of `at_rest`, [`snapshot`] and [`bitmap`].
+//! and, on top of `at_rest`, [`snapshot`], [`bitmap`] and [`amend`].
 //!
 //! # Invariants
 //!
@@ -33,6 +33,7 @@
 //!    active is believed afterwards.
 
 mod alloc;
+pub mod amend;
 mod at_rest;
 pub mod bitmap;
 mod bytes;
@@ -49,6 +50,8 @@ mod frees;
 mod gate;
 pub mod geometry;
 pub mod header;
+#[cfg(test)]
+mod hostile_tests;
 mod image;
 mod map;
 mod open;

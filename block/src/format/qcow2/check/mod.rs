@@ -21,7 +21,7 @@ mod walk;
 use super::container::write_at;
 use super::header::{Header, Incompatible};
 use crate::edge::Edge;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 use compare::{Fix, compare, load_blocks};
 pub use report::CheckReport;
@@ -57,6 +57,19 @@ pub async fn check(file: &Edge, repair: Option<Repair>) -> Result<CheckReport> {
     left.corruptions_fixed = found.corruptions.saturating_sub(left.corruptions);
     left.leaks_fixed = found.leaks.saturating_sub(left.leaks);
     Ok(left)
+}
+
+/// Makes the refcount structures anew with the width that `header` has, which is not yet in the
+/// file; the header is written with them.
+pub(super) async fn change_width(file: &Edge, header: &Header) -> Result<()> {
+    let mut walk = Walk::new(file, header);
+    walk.references().await?;
+    if walk.report.corruptions != 0 || walk.report.check_errors != 0 {
+        let context = "the image is damaged: repair it first";
+        return Err(Error::new(ErrorKind::Corrupt, context));
+    }
+    rebuild::rebuild(&walk).await?;
+    Ok(())
 }
 
 /// One look at everything; also says whether the refcount structures must be made anew.

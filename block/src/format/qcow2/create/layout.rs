@@ -7,17 +7,17 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Clusters of refcount structures that describe `others` clusters and themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) struct RefcountArea {
+pub(super) struct RefcountArea {
     /// Refcount blocks, one cluster each.
-    pub(in super::super) blocks: u64,
+    pub(super) blocks: u64,
     /// Clusters of the refcount table.
-    pub(in super::super) table_clusters: u64,
+    pub(super) table_clusters: u64,
 }
 
 impl RefcountArea {
     /// The smallest area for `others` clusters and itself. Each round only adds, and what it adds
     /// shrinks by the number of entries in a block, so this ends after a few rounds.
-    pub(in super::super) fn for_clusters(others: u64, geometry: Geometry) -> RefcountArea {
+    pub(super) fn for_clusters(others: u64, geometry: Geometry) -> RefcountArea {
         let mut area = RefcountArea { blocks: 1, table_clusters: 1 };
         loop {
             let total = others + area.blocks + area.table_clusters;

@@ -8,5 +8,7 @@ mod ops;
 mod table;
 mod tree;
 
+pub(super) use ops::complete_snapshots;
 pub use ops::{Moment, apply_snapshot, create_snapshot, delete_snapshot};
 pub use table::{Snapshot, SnapshotTable, load_snapshots};
+pub(super) use tree::load_l1;

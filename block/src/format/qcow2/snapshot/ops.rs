@@ -113,6 +113,20 @@ pub async fn delete_snapshot(file: &Edge, id_or_name: &str) -> Result<()> {
     refresh_active(&mut image).await
 }
 
+/// Version 3 wants to know of each snapshot how long the disk was: what says nothing had the length
+/// of now.
+pub(in super::super) async fn complete_snapshots(image: &mut AtRest<'_>) -> Result<()> {
+    let mut table = load_snapshots(image.file, &image.header).await?;
+    if table.snapshots.iter().all(|snapshot| snapshot.disk_size.is_some()) {
+        return Ok(());
+    }
+    for snapshot in &mut table.snapshots {
+        snapshot.disk_size = snapshot.disk_size.or(Some(image.header.size));
+    }
+    let place = store(image, &table.snapshots).await?;
+    switch(image, place, table.bytes).await
+}
+
 async fn open(file: &Edge) -> Result<AtRest<'_>> {
     let image = AtRest::open(file).await?;
     if image.geometry().has_external_data() {

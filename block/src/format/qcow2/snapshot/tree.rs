@@ -18,7 +18,7 @@ pub(super) enum Flags {
 }
 
 /// The entries of an L1 table whose place and length an image gives.
-pub(super) async fn load_l1(image: &AtRest<'_>, l1: Table) -> Result<Vec<u64>> {
+pub(in super::super) async fn load_l1(image: &AtRest<'_>, l1: Table) -> Result<Vec<u64>> {
     let bytes = u64::from(l1.entries) * 8;
     let end = l1.offset.checked_add(bytes);
     let inside = end.is_some_and(|end| end <= image.file.len());

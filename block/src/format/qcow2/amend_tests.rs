@@ -1,0 +1,64 @@
+use super::super::create::CreateOptions;
+use super::super::test_rig::Rig;
+use super::*;
+
+fn amended(rig: &Rig, options: &AmendOptions) -> Result<()> {
+    rig.on("a", async |file| amend(file, options).await)
+}
+
+#[test]
+fn versions_widths_and_backing_files_change_and_qemu_agrees() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    rig.set_bytes("base.raw", &vec![7; 8 << 20]);
+    rig.create("a", &CreateOptions { version: Version::V2, ..CreateOptions::new(8 << 20) });
+    rig.qemu_io("a", &["write -P 1 0 1M", "write -c -P 2 3M 64k"]);
+    rig.qemu_img(&["snapshot", "-c", "one", "a"]);
+    let up = AmendOptions {
+        version: Some(Version::V3),
+        lazy_refcounts: Some(true),
+        ..AmendOptions::default()
+    };
+    amended(&rig, &up).unwrap();
+    rig.assert_clean("a");
+    let info = rig.qemu_img(&["info", "a"]);
+    assert!(info.contains("compat: 1.1") && info.contains("lazy refcounts: true"), "{info}");
+    for bits in [64, 8, 2, 16] {
+        let width = AmendOptions { refcount_bits: Some(bits), ..AmendOptions::default() };
+        amended(&rig, &width).unwrap();
+        rig.assert_clean("a");
+        assert!(rig.qemu_img(&["info", "a"]).contains(&format!("refcount bits: {bits}")));
+    }
+    let narrow = AmendOptions { refcount_bits: Some(1), ..AmendOptions::default() };
+    let error = amended(&rig, &narrow).unwrap_err();
+    assert!(error.to_string().contains("too many for 1 bits"), "{error}");
+    rig.assert_clean("a");
+    let down = AmendOptions { version: Some(Version::V2), ..AmendOptions::default() };
+    amended(&rig, &down).unwrap();
+    rig.assert_clean("a");
+    rig.qemu_io("a", &["read -P 1 0 1M", "read -P 2 3M 64k", "read -P 0 4M 4M"]);
+
+    let backing = Backing { file: "base.raw".into(), format: Some("raw".into()) };
+    let backed = AmendOptions { backing: Some(Some(backing)), ..AmendOptions::default() };
+    amended(&rig, &backed).unwrap();
+    rig.qemu_io("a", &["read -P 1 0 1M", "read -P 7 4M 4M"]);
+    let bare = AmendOptions { backing: Some(None), ..AmendOptions::default() };
+    amended(&rig, &bare).unwrap();
+    rig.qemu_io("a", &["read -P 0 4M 4M"]);
+    rig.assert_clean("a");
+}
+
+#[test]
+fn what_version_2_cannot_say_is_refused() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    rig.create("a", &CreateOptions::new(8 << 20));
+    rig.qemu_io("a", &["write -z 0 64k"]);
+    let before = rig.bytes("a");
+    let down = AmendOptions { version: Some(Version::V2), ..AmendOptions::default() };
+    assert!(amended(&rig, &down).unwrap_err().to_string().contains("zero clusters"));
+    rig.qemu_img(&["bitmap", "--add", "a", "b"]);
+    assert!(amended(&rig, &down).unwrap_err().to_string().contains("bitmaps"));
+    let raw = AmendOptions { data_file_raw: Some(true), ..AmendOptions::default() };
+    assert_eq!(amended(&rig, &raw).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    rig.set_bytes("a", &before);
+    rig.assert_clean("a");
+}

@@ -1,0 +1,153 @@
+//! Images made to do harm, by hand and at random: every operation on the whole image answers, and
+//! soon, whatever the bytes say.
+
+use super::amend::{AmendOptions, amend};
+use super::bitmap::{load_bitmap, load_directory, mark_in_use, store_bitmaps};
+use super::check::{Repair, check};
+use super::create::CreateOptions;
+use super::header::Header;
+use super::snapshot::{Moment, apply_snapshot, create_snapshot, delete_snapshot, load_snapshots};
+use super::test_rig::Rig;
+use crate::clock::Clock;
+use crate::edge::Edge;
+use crate::testing::Rng;
+
+const CLUSTER: usize = 1 << 16;
+
+/// A small image with L2 tables, data, a snapshot and a bitmap, where QEMU is there to make it.
+fn sample(rig: &Rig) -> Vec<u8> {
+    rig.qemu_img(&["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "a", "4M"]);
+    rig.qemu_io("a", &["write -P 1 0 64k", "write -c -P 2 1M 4k"]);
+    rig.qemu_img(&["snapshot", "-c", "first", "a"]);
+    rig.qemu_img(&["bitmap", "--add", "a", "b0"]);
+    rig.qemu_io("a", &["write -P 3 32k 64k"]);
+    rig.bytes("a")
+}
+
+fn put(bytes: &mut [u8], at: u64, word: u64) {
+    let at = usize::try_from(at).unwrap();
+    bytes[at..at + 8].copy_from_slice(&word.to_be_bytes());
+}
+
+/// Runs everything that takes an image. What it answers does not matter here.
+async fn use_all(file: &Edge, round: u64) -> u32 {
+    let mut refused = 0;
+    let Ok(header) = Header::load(file).await else { return 1 };
+    refused += u32::from(check(file, None).await.is_err());
+    refused += u32::from(load_snapshots(file, &header).await.is_err());
+    if let Some(extension) = header.bitmaps() {
+        for entry in load_directory(file, extension, header.geometry).await.unwrap_or_default() {
+            refused += u32::from(load_bitmap(file, &header, &entry).await.is_err());
+        }
+    }
+    let width = AmendOptions { refcount_bits: Some(32), ..AmendOptions::default() };
+    refused += u32::from(match round % 6 {
+        0 => create_snapshot(file, "s", Moment::default()).await.is_err(),
+        1 => apply_snapshot(file, "first").await.is_err(),
+        2 => delete_snapshot(file, "first").await.is_err(),
+        3 => store_bitmaps(file, &[]).await.is_err(),
+        4 => mark_in_use(file).await.is_err(),
+        _ => amend(file, &width).await.is_err(),
+    });
+    refused + u32::from(check(file, Some(Repair::All)).await.is_err())
+}
+
+#[test]
+fn images_damaged_at_random_are_refused_or_used_but_never_harm() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    let good = sample(&rig);
+    let metadata: Vec<usize> = (0..good.len() / 4096)
+        .filter(|cluster| {
+            let cluster = &good[cluster * 4096..(cluster + 1) * 4096];
+            // Guest data is one byte over and over, and means nothing here.
+            cluster.iter().any(|&byte| byte != cluster[0])
+        })
+        .collect();
+    let mut rng = Rng::new(77);
+    let mut refused = 0;
+    for round in 0..600 {
+        let mut bytes = good.clone();
+        for _ in 0..=rng.below(4) {
+            let cluster = metadata[usize::try_from(rng.below(metadata.len() as u64)).unwrap()];
+            let reach = if rng.one_in(2) { 128 } else { 4096 };
+            let at = cluster * 4096 + usize::try_from(rng.below(reach)).unwrap();
+            bytes[at] = match rng.below(4) {
+                0 => 0,
+                1 => 0xff,
+                2 => bytes[at] ^ (1 << rng.below(8)),
+                _ => rng.below(256).to_le_bytes()[0],
+            };
+        }
+        rig.set_bytes("a", &bytes);
+        refused += rig.on("a", async |file| use_all(file, round).await);
+    }
+    assert!(refused > 50, "the damage hit nothing");
+}
+
+#[test]
+fn tables_that_point_to_themselves_cost_no_more_than_the_file() {
+    let rig = Rig::new();
+    rig.create("a", &CreateOptions::new(1 << 40));
+    let mut bytes = rig.bytes("a");
+    let header = Header::parse(&bytes).unwrap();
+    // Every L1 entry points to the one L2 table, all of whose entries point to the table itself.
+    let table = bytes.len().next_multiple_of(CLUSTER) as u64;
+    bytes.resize(usize::try_from(table).unwrap() + CLUSTER, 0);
+    for index in 0..u64::from(header.l1.entries) {
+        put(&mut bytes, header.l1.offset + index * 8, table | 1 << 63);
+    }
+    for index in 0..(CLUSTER / 8) as u64 {
+        put(&mut bytes, table + index * 8, table | 1 << 63);
+    }
+    // The refcount block is described by itself at every place of its table.
+    for index in 1..(CLUSTER / 8) as u64 {
+        put(&mut bytes, header.refcount_table_offset + index * 8, 2 * CLUSTER as u64);
+    }
+    rig.set_bytes("a", &bytes);
+    let clock = Clock::real();
+    let started = clock.now();
+    let report = rig.on("a", async |file| check(file, None).await).unwrap();
+    assert!(report.corruptions > 0);
+    let result = rig.on("a", async |file| create_snapshot(file, "s", Moment::default()).await);
+    assert!(result.unwrap_err().to_string().contains("twice"));
+    let took = clock.now() - started;
+    assert!(took < 5_000_000_000, "took {took} ns");
+}
+
+#[test]
+fn a_sparse_file_of_enormous_length_is_checked_in_little_memory_and_time() {
+    let rig = Rig::new();
+    rig.create("a", &CreateOptions::new(1 << 30));
+    let file = std::fs::File::options().write(true).open(rig.path("a")).unwrap();
+    file.set_len(1 << 42).unwrap();
+    let clock = Clock::real();
+    let started = clock.now();
+    let report = rig.on("a", async |file| check(file, None).await).unwrap();
+    assert!(report.is_clean(), "{:?}", report.messages);
+    let took = clock.now() - started;
+    assert!(took < 5_000_000_000, "took {took} ns");
+}
+
+#[test]
+fn references_behind_the_end_and_overflowing_ones_are_named() {
+    let rig = Rig::new();
+    rig.create("a", &CreateOptions::new(1 << 30));
+    let good = rig.bytes("a");
+    let header = Header::parse(&good).unwrap();
+    let cases = [
+        (header.l1.offset, 0x00ff_ffff_ffff_0000, "exceeding the end of the file"),
+        (header.l1.offset, 0x30200, "not cluster aligned"),
+        (header.l1.offset, 0x7f00_0000_0003_0000, "reserved bits set"),
+        (header.refcount_table_offset, u64::MAX, "reserved bits set"),
+        (header.refcount_table_offset, 0xffff_ffff_ffff_0000, "outside image"),
+        (header.refcount_table_offset, 0x30000, "used for something else"),
+    ];
+    for (at, word, what) in cases {
+        let mut bytes = good.clone();
+        put(&mut bytes, at, word);
+        rig.set_bytes("a", &bytes);
+        let report = rig.on("a", async |file| check(file, None).await).unwrap();
+        let said = report.messages.join("\n");
+        assert!(said.contains(what), "{word:#x}: '{said}' does not say '{what}'");
+    }
+}
