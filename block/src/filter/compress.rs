@@ -47,6 +47,14 @@ impl Compress {
     }
 }
 
+impl Compress {
+    /// How many of `len` bytes from `at` the disk has: its last cluster may reach past its end.
+    fn there(&self, at: u64, len: usize) -> usize {
+        let left = self.file.len().saturating_sub(at);
+        usize::try_from(left).unwrap_or(usize::MAX).min(len)
+    }
+}
+
 impl BlockDriver for Compress {
     const FORMAT: &'static str = "compress";
 
@@ -78,10 +86,13 @@ impl BlockDriver for Compress {
     }
 
     async fn read(&self, at: u64, into: IoBuf) -> Result<()> {
-        self.file.read(at, into).await
+        let there = self.there(at, into.len());
+        into.slice(there..into.len()).fill_zero();
+        self.file.read(at, into.slice(0..there)).await
     }
 
     async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
+        let from = from.slice(0..self.there(at, from.len()));
         self.file.write(at, from, WriteFlags { compressed: true, ..flags }).await
     }
 
@@ -117,3 +128,7 @@ impl BlockDriver for Compress {
         self.file.node().generation().await
     }
 }
+
+#[cfg(test)]
+#[path = "compress_tests.rs"]
+mod tests;
