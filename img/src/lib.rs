@@ -4,6 +4,7 @@
 //! [`location`] reads what a user names an image by, [`session`] opens it in a block graph on this
 //! thread; every subcommand is a file of its own.
 
+mod amend;
 mod bench;
 mod bitmap;
 mod check;
@@ -37,6 +38,8 @@ pub use failure::Failure;
 /// The subcommands of `ferry img`.
 #[derive(Debug, Subcommand)]
 pub enum ImgCommand {
+    /// Change the options of an image that is there
+    Amend(amend::Arguments),
     /// Measure requests to an image
     Bench(bench::Arguments),
     /// Change the dirty bitmaps in an image
@@ -70,6 +73,7 @@ pub enum ImgCommand {
 /// Runs a subcommand; what went wrong is said on standard error.
 pub fn run(command: &ImgCommand) -> ExitCode {
     let status = match command {
+        ImgCommand::Amend(arguments) => amend::run(arguments),
         ImgCommand::Bench(arguments) => bench::run(arguments),
         ImgCommand::Bitmap(arguments) => bitmap::run(arguments),
         ImgCommand::Check(arguments) => check::run(arguments),

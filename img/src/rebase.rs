@@ -2,7 +2,7 @@
 
 use clap::Args;
 use ferry_block::format::qcow2::Qcow2Driver;
-use ferry_block::format::qcow2::header::Header;
+use ferry_block::format::qcow2::amend::{AmendOptions, Backing, amend};
 use ferry_block::{BlockNode, Edge, ExtentKind, IoBuf, WriteFlags};
 
 use crate::failure::{Failure, Result};
@@ -156,10 +156,8 @@ async fn write_name(
     below: Option<&str>,
     format: Option<&str>,
 ) -> ferry_block::Result<()> {
-    let mut header = Header::load(file).await?;
-    header.backing_file = below.map(str::to_owned);
-    header.extensions.backing_format = format.map(str::to_owned);
-    let bytes = header.serialise()?;
-    file.write(0, IoBuf::from_vec(&bytes), WriteFlags::NONE).await?;
+    let backing =
+        below.map(|file| Backing { file: file.to_owned(), format: format.map(str::to_owned) });
+    amend(file, &AmendOptions { backing: Some(backing), ..AmendOptions::default() }).await?;
     file.flush().await
 }

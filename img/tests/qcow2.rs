@@ -389,3 +389,39 @@ fn a_copy_takes_the_bitmaps_along() {
         rig.both(arguments);
     }
 }
+
+#[test]
+fn options_are_amended_as_qemu_img_does() {
+    let Some(rig) = Rig::new() else { return };
+    chain(&rig);
+    for options in [
+        "lazy_refcounts=on",
+        "refcount_bits=64",
+        "compat=0.10",
+        "compat=1.1,lazy_refcounts=off",
+        "size=14M",
+        "refcount_bits=1,compat=1.1",
+    ] {
+        let info = |program: &str| {
+            rig.qemu_img("create -q -f qcow2 -b base.qcow2 -F qcow2 a.qcow2 12M");
+            rig.qemu_io("a.qcow2", &["write -P 3 1M 200k"]);
+            let output = rig.run(program, &format!("amend -f qcow2 -o {options} a.qcow2"));
+            assert!(output.status.success(), "{program} {options}: {output:?}");
+            rig.qemu_img("check a.qcow2");
+            let info = rig.qemu_img("info --output json a.qcow2").stdout;
+            let mut info: Value = serde_json::from_slice(&info).unwrap();
+            info["actual-size"].take();
+            info
+        };
+        assert_eq!(info(OURS), info("qemu-img"), "{options}");
+    }
+    fs::write(rig.path("a.raw"), [0; 4096]).unwrap();
+    for arguments in [
+        "amend -o cluster_size=4k base.qcow2",
+        "amend -o nosuch=1 base.qcow2",
+        "amend -o backing_file=x.raw,backing_fmt=raw base.qcow2",
+        "amend -f raw -o size=1M a.raw",
+    ] {
+        rig.both(arguments);
+    }
+}
