@@ -268,8 +268,8 @@ impl Image {
         self.refcounts.table.replace(table);
         self.refcounts.table_at.set(at);
         self.refcounts.dirty.take();
-        let end = at + (plan.clusters << geometry.cluster_bits());
-        self.regions.set_range(Kind::RefcountTable, at..end);
+        let behind = at + (plan.clusters << geometry.cluster_bits());
+        self.regions.set_range(Kind::RefcountTable, at..behind);
         drop(guard);
         self.frees.push_clusters(old_at, old_clusters << geometry.cluster_bits(), Why::Other);
         Ok(end)

@@ -32,6 +32,8 @@ const TASKS: u64 = 6;
 struct Sector {
     values: Vec<u64>,
     done: usize,
+    /// How many values were forgotten.
+    forgotten: usize,
 }
 
 /// What all sectors may hold.
@@ -40,7 +42,7 @@ struct Expected(Rc<RefCell<Vec<Sector>>>);
 
 impl Expected {
     fn new() -> Expected {
-        let zero = Sector { values: vec![0], done: 0 };
+        let zero = Sector { values: vec![0], ..Sector::default() };
         Expected(Rc::new(RefCell::new(vec![zero; usize::try_from(DISK / SECTOR).unwrap()])))
     }
 
@@ -62,20 +64,18 @@ impl Expected {
         }
     }
 
-    /// What is done when a flush begins, to be certain when it ends.
-    fn flushing(&self) -> Vec<u64> {
-        self.0.borrow().iter().map(|sector| sector.values[sector.done]).collect()
+    /// How many values of each sector are history when the flush that begins now has ended.
+    fn flushing(&self) -> Vec<usize> {
+        self.0.borrow().iter().map(|sector| sector.forgotten + sector.done).collect()
     }
 
-    fn flushed(&self, certain: &[u64]) {
-        for (sector, value) in self.0.borrow_mut().iter_mut().zip(certain) {
-            let place = sector.values.iter().position(|other| other == value);
-            let Some(place) = place else { continue };
-            // Two flushes may overlap: an older one forgets nothing that a newer one kept.
-            if place <= sector.done {
-                sector.values.drain(..place);
-                sector.done -= place;
-            }
+    fn flushed(&self, history: &[usize]) {
+        for (sector, history) in self.0.borrow_mut().iter_mut().zip(history) {
+            // A flush that began later may have ended before.
+            let count = history.saturating_sub(sector.forgotten);
+            sector.values.drain(..count);
+            sector.done -= count;
+            sector.forgotten += count;
         }
     }
 
@@ -93,7 +93,7 @@ impl Expected {
                 allowed.contains(&value),
                 "{what}: sector {index} holds {value:#x}, not one of {allowed:x?}"
             );
-            *sector = Sector { values: vec![value], done: 0 };
+            *sector = Sector { values: vec![value], ..Sector::default() };
         }
     }
 }

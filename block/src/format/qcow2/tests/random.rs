@@ -75,6 +75,8 @@ fn random_on(rig: &Rig, path: &str, seed: u64, tune: impl Fn(&str) -> super::sup
         });
         image.close();
         check(path);
+        let len = std::fs::metadata(path).unwrap().len();
+        assert!(len < 16 << 20, "the file has {len} bytes");
         assert!(rig.content(path) == now, "QEMU reads something else");
         bytes = Some(now);
     }
