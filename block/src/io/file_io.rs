@@ -67,9 +67,14 @@ impl FileIo {
 
     /// One attempt; how many bytes.
     async fn transfer(&self, way: Way, at: u64, buf: &IoBuf, durable: bool) -> io::Result<usize> {
-        if self.in_memory && buf.len() <= INLINE_LIMIT {
+        if self.in_memory {
             // Also durable writes: memory is as durable as this file gets.
-            return self.transfer_here(way, at, buf);
+            let piece = buf.slice(0..buf.len().min(INLINE_LIMIT));
+            let done = self.transfer_here(way, at, &piece)?;
+            if done < buf.len() {
+                self.executor.yield_now().await;
+            }
+            return Ok(done);
         }
         let verb = || Verb::Transfer { way, at, buf: buf.clone(), durable };
         let count = self.request(verb).await?;

@@ -17,6 +17,9 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
+/// Room for what a local socket has to send, bytes; the host may grant less.
+const SEND_BUFFER: usize = 2 << 20;
+
 /// A connected stream socket.
 pub(crate) struct Socket(Raw);
 
@@ -55,7 +58,9 @@ impl Socket {
     /// Makes the socket non-blocking; of TCP, one that sends at once and notices a dead peer.
     pub(crate) fn new(raw: Raw, keep_alive: bool) -> io::Result<Socket> {
         raw.set_nonblocking(true)?;
-        if !raw.local_addr()?.is_unix() {
+        if raw.local_addr()?.is_unix() {
+            raw.set_send_buffer_size(SEND_BUFFER)?;
+        } else {
             raw.set_tcp_nodelay(true)?;
             if keep_alive {
                 raw.set_tcp_keepalive(&KEEPALIVE)?;

@@ -53,7 +53,7 @@ impl Export {
             return Err(Error::new(ErrorKind::InvalidArgument, context));
         }
         if options.writable {
-            activate(graph, &node).await?;
+            activate(&node).await?;
         }
         let bitmaps = find_bitmaps(&node, &options)?;
         let needs = if options.writable {
@@ -163,13 +163,13 @@ impl Drop for Export {
 
 /// Takes ownership of a node and of what lies below, lowest first. What was taken stays taken when
 /// something above it refuses: owning an image nobody else wants harms nobody.
-fn activate<'a>(graph: &'a BlockGraph, node: &'a BlockNode) -> LocalBoxFuture<'a, Result<()>> {
+fn activate(node: &BlockNode) -> LocalBoxFuture<'_, Result<()>> {
     Box::pin(async move {
         if node.is_active() {
             return Ok(());
         }
         for child in node.children() {
-            activate(graph, &child.node()).await?;
+            activate(&child.node()).await?;
         }
         node.activate(None).await
     })

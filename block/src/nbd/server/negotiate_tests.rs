@@ -178,12 +178,16 @@ fn the_old_way_pads_unless_told_not_to() {
     }
 }
 
+fn below(random: &mut Rng, bound: usize) -> usize {
+    usize::try_from(random.below(bound as u64)).unwrap()
+}
+
 #[test]
 fn no_option_makes_it_panic_or_answer_without_bound() {
     let mut random = Rng::new(0x6e62_6400);
     for _ in 0..20_000 {
         let encryption = [Encryption::Impossible, Encryption::Required, Encryption::Done];
-        let mut negotiation = Negotiation::new(encryption[random.below(3) as usize], true);
+        let mut negotiation = Negotiation::new(encryption[below(&mut random, 3)], true);
         for _ in 0..8 {
             let option = u32::try_from(random.below(13)).unwrap();
             let mut data = match random.below(3) {
@@ -196,10 +200,10 @@ fn no_option_makes_it_panic_or_answer_without_bound() {
                 match random.below(3) {
                     0 => data.push(byte),
                     1 if !data.is_empty() => {
-                        let place = random.below(data.len() as u64) as usize;
+                        let place = below(&mut random, data.len());
                         data[place] = byte;
                     }
-                    _ => data.truncate(random.below(data.len() as u64 + 1) as usize),
+                    _ => data.truncate(below(&mut random, data.len() + 1)),
                 }
             }
             let mut out = Vec::new();

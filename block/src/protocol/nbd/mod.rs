@@ -195,13 +195,16 @@ impl BlockDriver for NbdDriver {
     }
 
     async fn map(&self, range: Range<u64>) -> Result<Extent> {
-        let asked = (range.end - range.start).min(self.limits.max_zeroes);
-        let facts = self.session.facts();
-        if facts.context.is_none() {
+        let asked = range.end - range.start;
+        if self.session.facts().context.is_none() {
             return Ok(Extent { kind: ExtentKind::Data, len: asked });
         }
-        let range = range.start..range.start + asked;
-        let Answer::Status(found) = self.request(Command::Status { range }).await? else {
+        // Whole blocks around what is asked for, as many as a length can say.
+        let block = u64::from(self.limits.request_alignment);
+        let start = range.start & !(block - 1);
+        let len = (range.end - start).next_multiple_of(block).min(self.limits.max_zeroes);
+        let around = start..start + len;
+        let Answer::Status(found) = self.request(Command::Status { range: around }).await? else {
             return Ok(Extent { kind: ExtentKind::Data, len: asked });
         };
         let kind = match self.options.x_dirty_bitmap {
@@ -211,7 +214,8 @@ impl BlockDriver for NbdDriver {
             None if found.flags & state::ZERO != 0 => ExtentKind::Zero,
             None => ExtentKind::Data,
         };
-        Ok(Extent { kind, len: found.len.min(asked) })
+        let len = found.len.saturating_sub(range.start - start);
+        Ok(Extent { kind, len: len.min(asked) })
     }
 
     async fn resize(&self, len: u64) -> Result<()> {
@@ -238,3 +242,7 @@ impl BlockDriver for NbdDriver {
 #[cfg(test)]
 #[path = "nbd_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "peer_tests.rs"]
+mod peer_tests;
