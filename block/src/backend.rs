@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use crate::buf::IoBuf;
 use crate::driver::{Extent, WriteFlags};
-use crate::edge::{Edge, Perms};
+use crate::edge::{Edge, EdgePerms, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::throttle::{Direction, ThrottleGroup, ThrottleMember};
 use crate::node::{BlockNode, BlockStats, Counters, OpKind};
@@ -56,6 +56,9 @@ pub(crate) struct BackendInner {
     counters: Counters,
     executor: crate::executor::Executor,
     tag: RefCell<Option<String>>,
+    /// What a device will do once this process owns its disk. Until then it does nothing, and
+    /// somebody else may fill the disk.
+    pub(crate) waits_for: Cell<Option<EdgePerms>>,
     throttle: RefCell<Option<Rc<ThrottleMember>>>,
 }
 
@@ -134,6 +137,7 @@ impl BlockBackend {
             counters: Counters::default(),
             executor,
             tag: RefCell::default(),
+            waits_for: Cell::default(),
             throttle: RefCell::default(),
         }))
     }
@@ -339,6 +343,10 @@ impl Pass {
     fn refused(&self, perm: Perms) -> Error {
         let who = self.backend.describe();
         let node = self.backend.edge.node();
+        if self.backend.waits_for.get().is_some() {
+            let context = format!("{who} does not own node '{}' yet", node.name());
+            return Error::new(ErrorKind::Inactive, context);
+        }
         let context =
             format!("{who} has not asked for the permission '{perm}' on node '{}'", node.name());
         Error::new(ErrorKind::PermissionDenied, context)

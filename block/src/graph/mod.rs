@@ -163,7 +163,8 @@ impl BlockGraph {
     /// Makes a root over `node`. Device names are unique; jobs and exports pass their id.
     ///
     /// Fails with the conflict when others do not share what `perms` needs, or need what it does
-    /// not share. Its gate starts closed if the node is being drained.
+    /// not share. A device over an inactive node gets its permissions with the ownership. Its gate
+    /// starts closed if the node is being drained.
     pub fn add_backend(
         &self,
         kind: BackendKind,
@@ -182,6 +183,9 @@ impl BlockGraph {
         let backend = BlockBackend::new(id, kind, name, edge.clone(), self.0.executor.clone());
         // The edge must know its parent before permissions are checked: messages name it.
         edge.0.parent.replace(Parent::Backend(Rc::downgrade(&backend.0)));
+        let waits = kind == BackendKind::Device && !node.is_active();
+        backend.0.waits_for.set(waits.then_some(perms));
+        let perms = if waits { EdgePerms::IDLE } else { perms };
         edge.0.rule.set(PermRule::Fixed(perms));
         perms::grant(vec![(edge, perms)])?;
         self.0.backends.borrow_mut().push(Rc::downgrade(&backend.0));

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::BlockGraph;
-use crate::backend::BackendKind;
-use crate::edge::Perms;
+use super::{BlockGraph, perms};
+use crate::backend::{BackendKind, BlockBackend};
+use crate::edge::{EdgePerms, PermRule, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::BlockNode;
 
@@ -41,6 +41,7 @@ impl BlockGraph {
     /// with [`ErrorKind::OwnershipUnknown`] unless every written image still bears its mark.
     pub async fn activate_all(&self, only_if: Option<&Generations>) -> Result<()> {
         let drained = self.drain_all(&[]).await;
+        let woken = self.wake_devices()?;
         let mut done: Vec<BlockNode> = Vec::new();
         for node in self.children_first() {
             if node.is_active() {
@@ -56,12 +57,28 @@ impl BlockGraph {
                         tracing::error!("{error}");
                     }
                 }
+                put_to_sleep(woken);
                 return Err(error);
             }
             done.push(node);
         }
         drop(drained);
         Ok(())
+    }
+
+    /// Gives the devices that wait for ownership their permissions, all or none: an export that
+    /// fills a disk must be gone before the guest writes to it.
+    fn wake_devices(&self) -> Result<Vec<(BlockBackend, EdgePerms)>> {
+        let backends = self.backends().into_iter();
+        let waiting = backends.filter_map(|it| it.0.waits_for.get().map(|perms| (it, perms)));
+        let waiting: Vec<_> = waiting.collect();
+        let changes = waiting.iter().map(|(it, perms)| (it.edge().clone(), *perms));
+        perms::grant(changes.collect())?;
+        for (backend, perms) in &waiting {
+            backend.edge().0.rule.set(PermRule::Fixed(*perms));
+            backend.0.waits_for.set(None);
+        }
+        Ok(waiting)
     }
 
     /// Makes everything durable and gives write ownership of every node up, parents first; all or
@@ -117,6 +134,18 @@ impl BlockGraph {
             visit(&node, &mut order);
         }
         order
+    }
+}
+
+/// Takes back what [`BlockGraph::wake_devices`] gave.
+fn put_to_sleep(woken: Vec<(BlockBackend, EdgePerms)>) {
+    for (backend, perms) in woken {
+        let edge = backend.edge().clone();
+        edge.0.rule.set(PermRule::Fixed(EdgePerms::IDLE));
+        backend.0.waits_for.set(Some(perms));
+        if let Err(error) = perms::grant(vec![(edge, EdgePerms::IDLE)]) {
+            tracing::error!("{error}");
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::*;
+use crate::backend::BackendKind;
 use crate::bitmap::DirtyBitmap;
 use crate::clock::Clock;
 use crate::executor::Executor;
@@ -245,6 +246,34 @@ fn a_bitmap_is_seen_through_the_server() {
         all.node_name = Some("other".to_owned());
         let error = rig.graph.open(&all).await.unwrap_err();
         assert!(error.to_string().contains("requested x-dirty-bitmap"), "{error}");
+    });
+}
+
+/// What a migration's destination does: the disk is filled over NBD, then the guest takes it.
+#[test]
+fn a_guest_resumes_only_when_nobody_fills_its_disk_any_more() {
+    Rig::new().run(async |rig| {
+        let disk = SimDisk::new(&rig.executor, SimOptions::new(1 << 20, 7));
+        let inactive = NodeOptions { active: false, ..NodeOptions::default() };
+        let disk = rig.graph.add(Some("disk"), disk, inactive).await.unwrap();
+        let perms = EdgePerms::READ_WRITE;
+        let device = rig.graph.add_backend(BackendKind::Device, "d0", &disk, perms).unwrap();
+        let server = rig.serve().await;
+        rig.export(&server).await;
+        let node = rig.connect(rig.options()).await.unwrap();
+        let data = || IoBuf::from_vec(b"filled");
+        node.write(0, data(), WriteFlags::NONE).await.unwrap();
+        let error = rig.graph.activate_all(None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionConflict);
+        assert!(error.to_string().contains("export 'export'"), "{error}");
+        assert!(device.write(0, data(), WriteFlags::NONE).await.is_err());
+        node.write(0, data(), WriteFlags::NONE).await.unwrap();
+        server.remove("export", RemoveMode::Hard).await.unwrap();
+        rig.graph.activate_all(None).await.unwrap();
+        device.write(0, data(), WriteFlags::NONE).await.unwrap();
+        let options = ExportOptions { writable: true, ..ExportOptions::new("export", "disk") };
+        let error = server.add(options).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionConflict);
     });
 }
 

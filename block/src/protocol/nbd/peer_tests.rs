@@ -102,7 +102,7 @@ fn nbdkit_serves_us() {
         ("--mask-handshake=0", vec![]),
         ("--filter=blocksize-policy", small.to_vec()),
         ("--filter=nozero", vec![]),
-        ("--filter=fua", vec!["fuamode=none"]),
+        ("--filter=noextents", vec![]),
     ];
     for (flag, options) in cases {
         let (_folder, _disk, socket) = folder(8);
