@@ -20,6 +20,6 @@ fn a_buffer_is_cut_at_granules_of_the_export() {
         [(0..half, true), (half..half + granule, false), (half + granule..3 * granule, true)];
     assert_eq!(runs(&bytes, GRANULE / 2, false), expected);
     assert_eq!(runs(&bytes, 0, true), [(0..3 * granule, false)]);
-    assert_eq!(runs(&vec![0; 100], 7, true), [(0..100, true)]);
+    assert_eq!(runs(&[0; 100], 7, true), [(0..100, true)]);
     assert_eq!(runs(&[], 0, false), []);
 }
