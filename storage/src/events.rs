@@ -83,6 +83,7 @@ pub(crate) fn job_kind(kind: JobKind) -> command::JobType {
         JobKind::Backup => command::JobType::Backup,
         JobKind::Commit => command::JobType::Commit,
         JobKind::Stream => command::JobType::Stream,
+        JobKind::Create => command::JobType::Create,
     }
 }
 

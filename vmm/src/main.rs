@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         }
         Command::Img(command) => ferry_img::run(&command),
         Command::Storage(arguments) => match ferry_storage::serve(*arguments) {
-            Ok(_) => ExitCode::SUCCESS,
+            Ok(ending) => ExitCode::from(ending.status()),
             Err(error) => {
                 say(&error);
                 ExitCode::from(error.status())

@@ -72,6 +72,12 @@ commands! {
         BlockdevAdd(Box<BlockdevOptions>) -> Empty = "blockdev-add",
         /// Remove a block node that nobody uses.
         BlockdevDel(BlockdevDel) -> Empty = "blockdev-del",
+        /// Give nodes other options while they are in use; all of them or none.
+        BlockdevReopen(BlockdevReopen) -> Empty = "blockdev-reopen",
+        /// Take write ownership of all nodes, or give it up.
+        BlockdevSetActive(BlockdevSetActive) -> Empty = "blockdev-set-active",
+        /// Make an image, as a job.
+        BlockdevCreate(BlockdevCreate) -> Empty = "blockdev-create",
         /// Change the length of a node.
         BlockResize(BlockResize) -> Empty = "block_resize",
         /// List the guest's disks.

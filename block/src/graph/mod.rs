@@ -6,6 +6,7 @@ mod drain;
 mod edit;
 mod ownership;
 mod perms;
+mod reopen;
 
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
@@ -99,6 +100,16 @@ impl BlockGraph {
             }
             None => self.auto_name(),
         };
+        self.insert(name, driver, options).await
+    }
+
+    /// [`add`](BlockGraph::add) under a name that has been checked.
+    pub(crate) async fn insert(
+        &self,
+        name: String,
+        driver: impl BlockDriver,
+        options: NodeOptions,
+    ) -> Result<BlockNode> {
         let node = BlockNode::new(name, Box::new(driver), options, self.0.executor.clone());
         for edge in node.children() {
             edge.0.parent.replace(Parent::Node(Rc::downgrade(&node.0)));

@@ -119,7 +119,7 @@ impl BlockGraph {
     }
 
     /// All nodes, each after everything below it.
-    fn children_first(&self) -> Vec<BlockNode> {
+    pub(super) fn children_first(&self) -> Vec<BlockNode> {
         fn visit(node: &BlockNode, order: &mut Vec<BlockNode>) {
             if order.iter().any(|other| other.is_same(node)) {
                 return;

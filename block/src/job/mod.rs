@@ -13,6 +13,7 @@
 //!  any failure or cancel: aborting -> concluded -> null
 //! ```
 
+pub mod create;
 pub mod event;
 pub mod mirror;
 pub mod query;
@@ -127,12 +128,14 @@ async fn wait_for_finalize(record: &JobRecord) -> Result<()> {
 
 /// The last events of a job.
 fn conclude(record: &JobRecord, outcome: Result<()>) {
-    let report = record.report();
-    record.emit(match outcome {
-        Err(_) if record.cancel() == Cancel::Force => BlockEvent::BlockJobCancelled(report),
-        Err(error) => BlockEvent::BlockJobCompleted { report, error: Some(error.short()) },
-        Ok(()) => BlockEvent::BlockJobCompleted { report, error: None },
-    });
+    if record.kind.is_block_job() {
+        let report = record.report();
+        record.emit(match outcome {
+            Err(_) if record.cancel() == Cancel::Force => BlockEvent::BlockJobCancelled(report),
+            Err(error) => BlockEvent::BlockJobCompleted { report, error: Some(error.short()) },
+            Ok(()) => BlockEvent::BlockJobCompleted { report, error: None },
+        });
+    }
     record.enter(JobStatus::Concluded);
     if record.options.auto_dismiss {
         record.enter(JobStatus::Null);

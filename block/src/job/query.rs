@@ -13,6 +13,8 @@ pub enum JobKind {
     Commit,
     /// Copies a base into its overlay.
     Stream,
+    /// Makes an image.
+    Create,
 }
 
 impl JobKind {
@@ -23,7 +25,14 @@ impl JobKind {
             JobKind::Backup => "backup",
             JobKind::Commit => "commit",
             JobKind::Stream => "stream",
+            JobKind::Create => "create",
         }
+    }
+
+    /// Whether it works on disks in use, so that `query-block-jobs` shows it and `BLOCK_JOB_*` events
+    /// tell of it.
+    pub fn is_block_job(self) -> bool {
+        self != JobKind::Create
     }
 }
 

@@ -231,6 +231,8 @@ impl JobRecord {
             JobStatus::Paused | JobStatus::Standby | JobStatus::Pending | JobStatus::Concluded
         );
         let hooks = self.hooks.borrow().clone();
+        // Block jobs are known for the host's words alone; others tell what they were doing.
+        let text = if self.kind.is_block_job() { Error::short } else { Error::to_string };
         JobInfo {
             id: self.id().to_owned(),
             kind: self.kind,
@@ -244,7 +246,7 @@ impl JobRecord {
             ready: status.is_ready(),
             auto_finalize: self.options.auto_finalize,
             auto_dismiss: self.options.auto_dismiss,
-            error: self.error.borrow().as_ref().map(Error::short),
+            error: self.error.borrow().as_ref().map(text),
             actively_synced: hooks.and_then(|hooks| hooks.actively_synced()),
         }
     }

@@ -21,6 +21,8 @@ pub(crate) struct Opening<'a> {
     graph: &'a BlockGraph,
     options: &'a BlockdevOptions,
     depth: usize,
+    /// Whether a node of the same name is there, whose place the new one will take.
+    takes_over: bool,
 }
 
 impl Opening<'_> {
@@ -62,7 +64,7 @@ impl Opening<'_> {
                 };
                 let (graph, depth) = (self.graph.clone(), self.depth + 1);
                 // A task of its own: a long chain must not use up the stack.
-                let opening = async move { graph.open_at(options, depth).await };
+                let opening = async move { graph.open_at(options, depth, false).await };
                 self.graph.executor().spawn(opening).await
             }
             BlockdevRef::Nested(_) => {
@@ -74,7 +76,10 @@ impl Opening<'_> {
     /// Makes the driver a node of the graph, named as the options say.
     pub(crate) async fn add(&self, driver: impl BlockDriver) -> Result<BlockNode> {
         let name = self.options.node_name.as_deref();
-        self.graph.add(name, driver, self.node_options()).await
+        match name.filter(|_| self.takes_over) {
+            Some(name) => self.graph.insert(name.to_owned(), driver, self.node_options()).await,
+            None => self.graph.add(name, driver, self.node_options()).await,
+        }
     }
 }
 
@@ -82,17 +87,23 @@ impl BlockGraph {
     /// Opens what `blockdev-add` describes. The node stays until [`BlockGraph::remove`]; nodes that
     /// were opened with it go with it. Nothing is left behind on an error.
     pub async fn open(&self, options: &BlockdevOptions) -> Result<BlockNode> {
-        self.open_at(options.clone(), 0).await
+        self.open_at(options.clone(), 0, false).await
+    }
+
+    /// Opens a node that is to take the place of the one of its name.
+    pub(crate) async fn open_successor(&self, options: &BlockdevOptions) -> Result<BlockNode> {
+        self.open_at(options.clone(), 0, true).await
     }
 
     fn open_at(
         &self,
         options: BlockdevOptions,
         depth: usize,
+        takes_over: bool,
     ) -> LocalBoxFuture<'_, Result<BlockNode>> {
         Box::pin(async move {
             options.check()?;
-            let opening = Opening { graph: self, options: &options, depth };
+            let opening = Opening { graph: self, options: &options, depth, takes_over };
             match &options.driver {
                 DriverOptions::Blkdebug(driver) => driver.open(&opening).await,
                 DriverOptions::Compress(driver) => driver.open(&opening).await,

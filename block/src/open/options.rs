@@ -96,6 +96,25 @@ pub enum DriverOptions {
     Throttle(ThrottleOptions),
 }
 
+impl DriverOptions {
+    /// The driver's name, as in QMP's `driver`.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            DriverOptions::Blkdebug(_) => "blkdebug",
+            DriverOptions::Compress(_) => "compress",
+            DriverOptions::CopyBeforeWrite(_) => "copy-before-write",
+            DriverOptions::CopyOnRead(_) => "copy-on-read",
+            DriverOptions::File(_) => "file",
+            DriverOptions::Nbd(_) => "nbd",
+            DriverOptions::NullCo(_) => "null-co",
+            DriverOptions::Qcow2(_) => "qcow2",
+            DriverOptions::Raw(_) => "raw",
+            DriverOptions::SnapshotAccess(_) => "snapshot-access",
+            DriverOptions::Throttle(_) => "throttle",
+        }
+    }
+}
+
 /// The arguments of QMP's `blockdev-add`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]

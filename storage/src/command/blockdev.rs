@@ -1,7 +1,10 @@
 //! Nodes: made, removed, resized, activated.
 
 use ferry_api::QmpError;
-use ferry_api::command::{BlockResize, BlockdevDel, BlockdevOptions};
+use ferry_api::command::{
+    BlockResize, BlockdevCreate, BlockdevDel, BlockdevOptions, BlockdevReopen, BlockdevSetActive,
+};
+use ferry_block::job::create::{self, CreateImage};
 use ferry_block::{BackendKind, BlockGraph, BlockNode, EdgePerms, Error, ErrorKind, Perms};
 
 use super::{Result, Storage, carry_over};
@@ -20,6 +23,36 @@ impl Storage {
     /// Removes a node that nobody uses.
     pub(super) async fn blockdev_del(&self, arguments: BlockdevDel) -> Result<()> {
         self.on_graph(|graph| async move { graph.remove(&arguments.node_name).await }).await
+    }
+
+    /// Gives nodes other options, all of them or none.
+    pub(super) async fn blockdev_reopen(&self, arguments: BlockdevReopen) -> Result<()> {
+        let options: Vec<ferry_block::BlockdevOptions> = carry_over(&arguments.options)?;
+        self.on_graph(|graph| async move { graph.reopen(&options).await }).await
+    }
+
+    /// Takes write ownership of all nodes, or gives it up.
+    pub(super) async fn blockdev_set_active(&self, arguments: BlockdevSetActive) -> Result<()> {
+        if let Some(name) = arguments.node_name {
+            return Err(QmpError::generic(format!(
+                "node '{name}' cannot be activated or inactivated alone: leave node-name out"
+            )));
+        }
+        let set = move |graph: BlockGraph| async move {
+            if arguments.active {
+                graph.activate_all(None).await
+            } else {
+                graph.inactivate_all().await
+            }
+        };
+        self.on_graph(set).await
+    }
+
+    /// Starts the job that makes an image.
+    pub(super) async fn blockdev_create(&self, arguments: BlockdevCreate) -> Result<()> {
+        let options: CreateImage = carry_over(&arguments.options)?;
+        let id = arguments.job_id;
+        self.on_graph(|graph| async move { create::start(&graph, id, options) }).await
     }
 
     /// Changes a node's length; requests wait meanwhile.

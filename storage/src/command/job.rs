@@ -83,7 +83,8 @@ impl Storage {
 
     /// `query-block-jobs`
     pub(super) async fn query_block_jobs(&self) -> Result<Vec<BlockJobInfo>> {
-        let jobs = self.list_jobs().await?.into_iter().map(|job| BlockJobInfo {
+        let jobs = self.list_jobs().await?.into_iter().filter(|job| job.kind.is_block_job());
+        let jobs = jobs.map(|job| BlockJobInfo {
             kind: job_kind(job.kind),
             device: job.id,
             len: signed(job.len),

@@ -6,12 +6,12 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// Which of the two processes this is.
 pub(super) enum Side {
-    /// The one that was started, when the other one is ready.
-    Started,
+    /// The one that was started; whether the other one is ready. If not, it has said why.
+    Started { ready: bool },
     /// The one in the background.
     Behind(Ready),
 }
@@ -22,7 +22,7 @@ pub(super) struct Ready(io::PipeWriter);
 /// Makes a second process. Call it before there are threads: they would not come along.
 ///
 /// # Errors
-/// The host has no process left, or the one in the background has failed; it has said why.
+/// The host has no process left.
 pub(super) fn fork() -> Result<Side> {
     let failed = |e: io::Error| Error::host("go to the background", &e);
     let (mut reader, writer) = io::pipe().map_err(failed)?;
@@ -39,11 +39,7 @@ pub(super) fn fork() -> Result<Side> {
             drop(writer);
             let mut word = Vec::new();
             reader.read_to_end(&mut word).map_err(failed)?;
-            if word.is_empty() {
-                let context = "the process in the background could not start";
-                return Err(Error::new(ErrorKind::Host, context));
-            }
-            Ok(Side::Started)
+            Ok(Side::Started { ready: !word.is_empty() })
         }
     }
 }

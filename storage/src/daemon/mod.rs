@@ -7,7 +7,6 @@ mod detach;
 mod pidfile;
 
 use std::cell::RefCell;
-use std::fmt;
 use std::rc::{Rc, Weak};
 
 use ferry_api::command::{Command, ProcessCommand, reply};
@@ -34,20 +33,23 @@ thread_local! {
 /// Why a daemon ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// It goes on in the background.
-    Detached,
+    /// It goes on in the background, or could not start there and has said why.
+    Detached {
+        /// Whether it goes on.
+        ready: bool,
+    },
     /// QMP's `quit`.
     Quit,
     /// A signal came; its name.
     Signal(&'static str),
 }
 
-impl fmt::Display for Ending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Ending {
+    /// The exit status.
+    pub fn status(&self) -> u8 {
         match self {
-            Ending::Detached => f.write_str("serving in the background"),
-            Ending::Quit => f.write_str("ended by QMP's quit"),
-            Ending::Signal(name) => write!(f, "ended by {name}"),
+            Ending::Quit | Ending::Signal(_) | Ending::Detached { ready: true } => 0,
+            Ending::Detached { ready: false } => 1,
         }
     }
 }
@@ -61,7 +63,7 @@ pub fn serve(args: StorageArgs) -> Result<Ending> {
     let plan = Plan::try_from(args)?;
     let ready = if plan.daemonize {
         match detach::fork()? {
-            Side::Started => return Ok(Ending::Detached),
+            Side::Started { ready } => return Ok(Ending::Detached { ready }),
             Side::Behind(ready) => Some(ready),
         }
     } else {

@@ -163,6 +163,10 @@ impl Control {
         {
             tracing::error!("{}", error.line());
         }
+        // Images have things to write when they are given up: bitmaps, and that they are clean.
+        if let Err(error) = self.storage.close().await {
+            tracing::error!("{error}");
+        }
         self.end(why);
     }
 }

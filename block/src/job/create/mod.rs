@@ -1,0 +1,123 @@
+//! The job that makes an image: `blockdev-create`.
+
+mod options;
+
+use crate::backend::BackendKind;
+use crate::buf::IoBuf;
+use crate::driver::WriteFlags;
+use crate::edge::{ChildRole, Edge, EdgePerms, Perms};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::qcow2::create as qcow2;
+use crate::graph::BlockGraph;
+use crate::job::{Job, JobCtx, JobKind, JobOptions, JobRegistry, Settle};
+use crate::node::BlockNode;
+use crate::open::{BlockdevOptions, BlockdevRef};
+
+pub use options::{CreateFile, CreateImage, CreateQcow2};
+
+/// Bytes written at once where a whole file is.
+const CHUNK: usize = 1 << 20;
+/// Changes everything, and lets nobody else do anything meanwhile.
+const ALONE: EdgePerms = EdgePerms { needs: Perms::ALL, shares: Perms::NONE };
+
+/// Starts making an image; how it went is told by the job, which stays until it is dismissed.
+///
+/// # Errors
+/// The id is not well formed, or another job has it.
+pub fn start(graph: &BlockGraph, id: String, image: CreateImage) -> Result<()> {
+    let options = JobOptions { id, speed: 0, auto_finalize: true, auto_dismiss: false };
+    let jobs = JobRegistry::of(graph);
+    let ctx = jobs.create(JobKind::Create, options)?;
+    ctx.progress(0, 1);
+    jobs.start(ctx, Create { graph: graph.clone(), image });
+    Ok(())
+}
+
+struct Create {
+    graph: BlockGraph,
+    image: CreateImage,
+}
+
+impl Job for Create {
+    const KIND: JobKind = JobKind::Create;
+
+    async fn run(&mut self, ctx: &JobCtx) -> Result<()> {
+        match &self.image {
+            CreateImage::File(options) => create_file(&self.graph, options).await?,
+            CreateImage::Qcow2(options) => create_qcow2(&self.graph, options).await?,
+        }
+        ctx.progress(1, 1);
+        Ok(())
+    }
+
+    async fn settle(self, _ctx: &JobCtx, _how: Settle) -> Result<()> {
+        // What a failed job leaves is no image: its header is written last.
+        Ok(())
+    }
+}
+
+async fn create_file(graph: &BlockGraph, options: &CreateFile) -> Result<()> {
+    if options.preallocation == qcow2::Preallocation::Metadata {
+        let text = "Unsupported preallocation mode 'metadata'";
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    }
+    let path = options.filename.clone();
+    let made = graph.executor().engine().blocking(move || {
+        let mut open = std::fs::File::options();
+        open.create(true).write(true).truncate(false).open(path).map(drop)
+    });
+    let failed = |e| Error::from_io(e, format!("Could not create '{}'", options.filename));
+    made.await.map_err(failed)?;
+    // Emptied only under its locks: somebody may be using it.
+    let node = graph.open(&BlockdevOptions::file(&options.filename)).await?;
+    graph.disown(&node);
+    let root = graph.add_backend(BackendKind::Job, "create", &node, ALONE)?;
+    root.resize(0).await?;
+    root.resize(options.size).await?;
+    match options.preallocation {
+        qcow2::Preallocation::Off | qcow2::Preallocation::Metadata => {}
+        qcow2::Preallocation::Falloc => {
+            root.write_zeroes(0..options.size, WriteFlags::NONE).await?;
+        }
+        qcow2::Preallocation::Full => {
+            let mut at = 0;
+            while at < options.size {
+                let rest = usize::try_from(options.size - at).unwrap_or(CHUNK).min(CHUNK);
+                root.write(at, IoBuf::from_vec(&vec![0; rest]), WriteFlags::NONE).await?;
+                at += rest as u64;
+            }
+        }
+    }
+    root.flush().await
+}
+
+async fn create_qcow2(graph: &BlockGraph, options: &CreateQcow2) -> Result<()> {
+    let file = container(graph, &options.file, ChildRole::File).await?;
+    let data = match &options.data_file {
+        Some(data) => Some(container(graph, data, ChildRole::Data).await?),
+        None => None,
+    };
+    let data_name = data.as_ref().and_then(|data| data.node().filename());
+    qcow2::create(&file, data.as_ref(), &options.image(data_name)?).await
+}
+
+/// The node that is to hold the image, with nobody else on it.
+async fn container(graph: &BlockGraph, node: &BlockdevRef, role: ChildRole) -> Result<Edge> {
+    let node: BlockNode = match node {
+        BlockdevRef::Name(name) => graph.node(name).ok_or_else(|| {
+            let context = format!("Cannot find device='{name}' nor node-name='{name}'");
+            Error::new(ErrorKind::NotFound, context)
+        })?,
+        BlockdevRef::Nested(options) => {
+            let node = graph.open(options).await?;
+            // It goes when the edge does.
+            graph.disown(&node);
+            node
+        }
+    };
+    graph.edge(&node, role, ALONE)
+}
+
+#[cfg(test)]
+#[path = "create_tests.rs"]
+mod tests;

@@ -1,0 +1,203 @@
+//! `ferry storage` beside `qemu-storage-daemon`: the same command line, the same commands, the same answers.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use ferry_tests::need::{self, Need};
+use ferry_tests::qmp::Qmp;
+use ferry_tests::{binary, command, time};
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(20);
+const DAEMON: Need = Need::Program("qemu-storage-daemon", "qemu-system-common");
+
+/// A daemon with a folder of its own, ended when it is dropped.
+struct Daemon {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn ferry(options: &[&str]) -> Result<Daemon> {
+        let mut program = Command::new(binary::ferry()?);
+        program.arg("storage");
+        Daemon::start(program, options)
+    }
+
+    fn qemu(options: &[&str]) -> Result<Daemon> {
+        Daemon::start(command::program("qemu-storage-daemon", "qemu-system-common")?, options)
+    }
+
+    /// Starts it with a monitor; `DIR` in `options` is its folder, in which there is a `disk.raw`.
+    fn start(mut program: Command, options: &[&str]) -> Result<Daemon> {
+        let folder = tempfile::tempdir()?;
+        std::fs::File::create(folder.path().join("disk.raw"))?.set_len(1 << 20)?;
+        let dir = folder.path().to_str().context("a folder with an odd name")?;
+        program.args(["--chardev", &format!("socket,path={dir}/qmp,server=on,wait=off,id=c")]);
+        program.args(["--monitor", "chardev=c"]);
+        program.args(options.iter().map(|option| option.replace("DIR", dir)));
+        let child = program.stdin(Stdio::null()).spawn()?;
+        Ok(Daemon { child, folder })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn qmp(&self) -> Result<Qmp> {
+        Qmp::connect(Path::new(&self.path("qmp")), LIMIT)
+    }
+
+    /// Waits for the end; the exit status.
+    fn ended(&mut self) -> Result<i32> {
+        let status = time::poll("the daemon's end", LIMIT, || Ok(self.child.try_wait()?))?;
+        status.code().context("ended by a signal")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+    }
+}
+
+/// Leaves out what differs from run to run or is not told by both, and orders what has no order.
+fn normal(value: Value, dir: &str) -> Value {
+    const LEFT_OUT: [&str; 5] =
+        ["actual-size", "dirty-flag", "timestamp", "format-specific", "cluster-size"];
+    match value {
+        Value::String(text) => json!(text.replace(dir, "DIR")),
+        Value::Array(list) => {
+            let mut list: Vec<Value> = list.into_iter().map(|value| normal(value, dir)).collect();
+            list.sort_by_key(Value::to_string);
+            Value::Array(list)
+        }
+        Value::Object(members) => {
+            let kept = members.into_iter().filter(|(name, _)| !LEFT_OUT.contains(&name.as_str()));
+            kept.map(|(name, value)| (name, normal(value, dir))).collect()
+        }
+        other => other,
+    }
+}
+
+/// What a daemon answers to each line of the script, then its events.
+fn transcript(daemon: &mut Daemon, script: &str) -> Result<Vec<String>> {
+    let mut qmp = daemon.qmp()?;
+    let dir = daemon.folder.path().display().to_string();
+    let mut said = Vec::new();
+    for line in script.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (class_only, text) = match line.strip_prefix("~ ") {
+            Some(text) => (true, text),
+            None => (false, line),
+        };
+        let (name, arguments) = text.split_once(' ').context("a line without arguments")?;
+        let arguments = serde_json::from_str(&arguments.replace("DIR", &dir))?;
+        let answer = match qmp.execute(name, arguments)? {
+            Ok(answer) => normal(answer, &dir).to_string(),
+            Err(refused) if class_only => refused.class,
+            Err(refused) => format!("{}: {}", refused.class, refused.desc.replace(&dir, "DIR")),
+        };
+        said.push(format!("{line}\n    {answer}"));
+        if name == "blockdev-create" {
+            // It goes on by itself: what comes next needs its result.
+            qmp.wait_event("the job's end", 0, LIMIT, |event| {
+                let data = &event["data"];
+                data["status"] == "concluded"
+                    && line.contains(&format!("\"{}\"", data["id"].as_str().unwrap_or("?")))
+            })?;
+        }
+    }
+    let events = qmp.events().iter().map(|event| normal(event.clone(), &dir).to_string());
+    said.extend(events);
+    ensure!(daemon.ended()? == 0, "ended badly");
+    Ok(said)
+}
+
+#[test]
+fn the_same_script_gets_the_same_answers() {
+    need::test(&[DAEMON], || {
+        let script = include_str!("../scripts/storage.txt");
+        let theirs = transcript(&mut Daemon::qemu(&[])?, script)?;
+        let ours = transcript(&mut Daemon::ferry(&[])?, script)?;
+        let differences: Vec<String> = theirs
+            .iter()
+            .zip(&ours)
+            .filter(|(theirs, ours)| theirs != ours)
+            .map(|(theirs, ours)| format!("QEMU: {theirs}\nours: {ours}"))
+            .collect();
+        ensure!(differences.is_empty(), "{}", differences.join("\n"));
+        ensure!(theirs.len() == ours.len(), "other events: {theirs:#?}\n{ours:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_the_command_line_names_is_served_until_a_signal() {
+    need::test(&[Need::Program("qemu-io", "qemu-utils")], || {
+        let mut daemon = Daemon::ferry(&[
+            "--blockdev=driver=file,node-name=f0,filename=DIR/disk.raw",
+            r#"--blockdev={"driver": "raw", "node-name": "d0", "file": "f0"}"#,
+            "--nbd-server=addr.type=unix,addr.path=DIR/nbd",
+            "--export=nbd,id=e0,node-name=d0,name=disk,writable=on",
+            "--pidfile=DIR/pid",
+        ])?;
+        let mut qmp = daemon.qmp()?;
+        let number = std::fs::read_to_string(daemon.path("pid"))?;
+        ensure!(number.trim() == daemon.child.id().to_string(), "{number}");
+        let uri = format!("nbd+unix:///disk?socket={}", daemon.path("nbd"));
+        let mut io = command::program("qemu-io", "qemu-utils")?;
+        command::output(io.args(["-f", "raw", "-c", "write -P 7 4096 4096"]).arg(&uri))?;
+        let mut kill = Command::new("kill");
+        command::output(kill.arg("-TERM").arg(daemon.child.id().to_string()))?;
+        ensure!(daemon.ended()? == 0, "a signal ends it in order");
+        ensure!(std::fs::read(daemon.path("disk.raw"))?[4096..8192] == [7; 4096]);
+        ensure!(
+            !Path::new(&daemon.path("pid")).exists() && !Path::new(&daemon.path("qmp")).exists()
+        );
+        let end = qmp.wait_event("BLOCK_EXPORT_DELETED", 0, LIMIT, |event| {
+            event["event"] == "BLOCK_EXPORT_DELETED"
+        });
+        end.map(drop)
+    });
+}
+
+#[test]
+fn a_daemon_in_the_background_is_ready_when_its_starter_ends() {
+    need::test(&[], || {
+        let mut daemon = Daemon::ferry(&["--daemonize", "--pidfile=DIR/pid"])?;
+        ensure!(daemon.ended()? == 0);
+        let number = std::fs::read_to_string(daemon.path("pid"))?;
+        ensure!(number.trim() != daemon.child.id().to_string());
+        daemon.qmp()?.call("quit", json!({}))?;
+        let path = daemon.path("pid");
+        time::poll("the end", LIMIT, || Ok((!Path::new(&path).exists()).then_some(())))
+    });
+}
+
+#[test]
+fn what_cannot_be_served_is_said_in_one_line() {
+    need::test(&[], || {
+        let refused = |options: &[&str]| -> Result<(i32, String)> {
+            let output = Command::new(binary::ferry()?).arg("storage").args(options).output()?;
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            if text.lines().count() != 1 {
+                bail!("{text}");
+            }
+            Ok((output.status.code().unwrap_or(-1), text))
+        };
+        let (status, text) = refused(&["--blockdev", "driver=raw,node-name=x"])?;
+        ensure!(status == 2 && text.contains("Parameter 'file' is missing"), "{status} {text}");
+        let (status, text) = refused(&["--blockdev", "file,node-name=x,filename=/nosuch/x"])?;
+        ensure!(status == 1 && text.contains("/nosuch/x"), "{status} {text}");
+        let (status, text) = refused(&["--export", "nbd,id=e,node-name=x"])?;
+        ensure!(status == 1 && text.contains("NBD server not running"), "{status} {text}");
+        let (status, text) = refused(&["--daemonize", "--export", "nbd,id=e,node-name=x"])?;
+        ensure!(status == 1, "{status} {text}");
+        Ok(())
+    });
+}
