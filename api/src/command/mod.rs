@@ -13,10 +13,10 @@ mod migration;
 mod object;
 mod run_state;
 mod session;
-mod snapshot;
 mod socket;
 mod table;
 mod transaction;
+mod yank;
 
 use std::{future::Future, pin::Pin, rc::Rc};
 
@@ -25,7 +25,7 @@ use serde_json::{Map, Value};
 
 pub use self::{
     block_info::*, blockdev::*, create::*, dirty_bitmap::*, export::*, job::*, migration::*,
-    object::*, run_state::*, session::*, snapshot::*, socket::*, table::*, transaction::*,
+    object::*, run_state::*, session::*, socket::*, table::*, transaction::*, yank::*,
 };
 use crate::{
     error::QmpError,

@@ -118,6 +118,11 @@ commands! {
         /// Several changes that happen together or not at all.
         Transaction(Transaction) -> Empty = "transaction",
 
+        /// Give the connections of nodes up at once: the way out when a peer hangs.
+        Yank(Yank) -> Empty = "yank" oob,
+        /// List what can be given up.
+        QueryYank -> Vec<YankInstance> = "query-yank",
+
         /// Add TLS credentials or a throttle group.
         ObjectAdd(ObjectOptions) -> Empty = "object-add",
         /// Take an object away that nobody uses.

@@ -75,10 +75,19 @@ impl Opening<'_> {
 
     /// Makes the driver a node of the graph, named as the options say.
     pub(crate) async fn add(&self, driver: impl BlockDriver) -> Result<BlockNode> {
+        self.add_with(driver, self.node_options()).await
+    }
+
+    /// [`add`](Opening::add) with options that opening has changed.
+    pub(crate) async fn add_with(
+        &self,
+        driver: impl BlockDriver,
+        options: NodeOptions,
+    ) -> Result<BlockNode> {
         let name = self.options.node_name.as_deref();
         match name.filter(|_| self.takes_over) {
-            Some(name) => self.graph.insert(name.to_owned(), driver, self.node_options()).await,
-            None => self.graph.add(name, driver, self.node_options()).await,
+            Some(name) => self.graph.insert(name.to_owned(), driver, options).await,
+            None => self.graph.add(name, driver, options).await,
         }
     }
 }

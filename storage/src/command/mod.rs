@@ -6,6 +6,7 @@ mod export;
 mod job;
 mod object;
 mod query;
+mod yank;
 
 use ferry_api::command::{
     BlockCommand, BlockJobCancel, BlockJobDevice, BlockJobSetSpeed, JobId, reply,
@@ -79,6 +80,7 @@ impl Storage {
                 reply(&self.query_blockstats(nodes).await?)
             }
             BlockCommand::QueryBlockExports => reply(&self.query_block_exports().await?),
+            BlockCommand::QueryYank => reply(&self.query_yank().await?),
             BlockCommand::QomGet(arguments) => reply(&self.qom_get(arguments).await?),
             BlockCommand::QueryJobs => reply(&self.query_jobs().await?),
             BlockCommand::QueryBlockJobs => reply(&self.query_block_jobs().await?),
@@ -102,6 +104,7 @@ impl Storage {
             BlockCommand::ObjectAdd(arguments) => self.object_add(arguments).await,
             BlockCommand::ObjectDel(arguments) => self.object_del(arguments).await,
             BlockCommand::QomSet(arguments) => self.qom_set(arguments).await,
+            BlockCommand::Yank(arguments) => self.yank(arguments).await,
             BlockCommand::Transaction(arguments) => self.transaction(arguments).await,
             command => self.act_on_export(command).await,
         }

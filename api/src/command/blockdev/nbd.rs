@@ -20,6 +20,6 @@ object! {
         /// For how many seconds opening tries again (default 0).
         open_timeout: Option<u32> = "open-timeout",
         /// How many connections share the work, if the server allows more than one.
-        connections: Option<u32> = "__org.ferry_connections",
+        connections: Option<u32> = "__org.ferry_x-connections",
     }
 }

@@ -65,8 +65,7 @@ impl NbdOptions {
             options.read_only = true;
         }
         let driver = NbdDriver::new(Rc::clone(&session), self.clone());
-        let name = opening.options().node_name.as_deref();
-        let node = graph.add(name, driver, options).await?;
+        let node = opening.add_with(driver, options).await?;
         let sessions = graph.extension(Sessions::default);
         let mut sessions = sessions.0.borrow_mut();
         sessions.retain(|_, session| session.strong_count() != 0);
