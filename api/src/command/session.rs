@@ -45,9 +45,8 @@ object! {
 impl VersionInfo {
     /// What this build reports.
     ///
-    /// 5.0 is the release in which the newest member of our command set (`aio=io_uring`) appeared:
-    /// any lower number would deny something that is there, any higher one would promise commands
-    /// that are not.
+    /// Up to 5.0 everything is here that clients conclude from a number; a higher one would promise
+    /// commands that are not. What is newer they find in the schema.
     pub fn current() -> Self {
         VersionInfo {
             qemu: VersionTriple { major: 5, minor: 0, micro: 0 },
