@@ -68,8 +68,15 @@ impl Drop for Daemon {
 
 /// Leaves out what differs from run to run or is not told by both, and orders what has no order.
 fn normal(value: Value, dir: &str) -> Value {
-    const LEFT_OUT: [&str; 5] =
-        ["actual-size", "dirty-flag", "timestamp", "format-specific", "cluster-size"];
+    const LEFT_OUT: [&str; 7] = [
+        "actual-size",
+        "dirty-flag",
+        "timestamp",
+        "format-specific",
+        "cluster-size",
+        "file",
+        "filename",
+    ];
     match value {
         Value::String(text) => json!(text.replace(dir, "DIR")),
         Value::Array(list) => {

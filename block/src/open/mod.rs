@@ -53,10 +53,7 @@ impl Opening<'_> {
     /// passes on to a child in that role.
     pub(crate) async fn child(&self, child: &BlockdevRef, role: ChildRole) -> Result<BlockNode> {
         match child {
-            BlockdevRef::Name(name) => self.graph.node(name).ok_or_else(|| {
-                let context = format!("Cannot find device='' nor node-name='{name}'");
-                Error::new(ErrorKind::NotFound, context)
-            }),
+            BlockdevRef::Name(name) => self.graph.device_or_node(name),
             BlockdevRef::Nested(options) if self.depth < MAX_DEPTH => {
                 let options = match role {
                     ChildRole::Backing => options.inherited_backing(self.options),

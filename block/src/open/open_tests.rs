@@ -33,7 +33,7 @@ fn members_that_do_not_belong_or_are_missing_are_named() {
     assert!(refused(r#"{"driver": "null-co", "filename": "x"}"#).contains("`filename`"));
     assert!(refused(r#"{"driver": "nosuch"}"#).contains("`nosuch`"));
     let name = BlockdevOptions::raw(BlockdevRef::Name("nobody".into()));
-    assert_eq!(refusal(&name), "Cannot find device='' nor node-name='nobody'");
+    assert_eq!(refusal(&name), "Cannot find device='nobody' nor node-name='nobody'");
 }
 
 #[test]

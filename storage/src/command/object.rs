@@ -8,6 +8,9 @@ use ferry_block::filter::throttle::{self, ThrottleGroup};
 use ferry_block::net::{TlsCreds, TlsCredsOptions, TlsEndpoint};
 use ferry_block::{BlockGraph, Error, ErrorKind};
 
+use serde::Serialize;
+use serde_json::Value;
+
 use super::{Result, Storage, carry_over};
 
 impl Storage {
@@ -70,14 +73,27 @@ impl Storage {
     pub(super) async fn qom_set(&self, arguments: QomSet) -> Result<()> {
         let QomSet { path, property, value: AnyValue(value) } = arguments;
         check_property(&path, &property)?;
-        let limits: ThrottleLimits = serde_json::from_value(value)
+        let asked: ThrottleLimits = serde_json::from_value(value)
             .map_err(|error| QmpError::generic(format!("Invalid limits: {error}")))?;
-        let limits = throttle_limits(&limits)?;
+        let group = path.clone();
+        let read = move |graph: BlockGraph| async move {
+            throttle_group(&graph, &group).map(|group| group.limits())
+        };
+        // What is not said stays as it is.
+        let mut limits = json(&self.on_graph(read).await?)?;
+        if let (Value::Object(limits), Value::Object(asked)) = (&mut limits, json(&asked)?) {
+            limits.extend(asked);
+        }
+        let limits: throttle::ThrottleLimits = carry_over(&limits)?;
         let change = move |graph: BlockGraph| async move {
             throttle_group(&graph, &path)?.set_limits(limits)
         };
         self.on_graph(change).await
     }
+}
+
+fn json(value: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(value).map_err(|error| QmpError::generic(error.to_string()))
 }
 
 /// The limits that objects of one kind have are the only property that can be read or changed.

@@ -104,10 +104,7 @@ async fn create_qcow2(graph: &BlockGraph, options: &CreateQcow2) -> Result<()> {
 /// The node that is to hold the image, with nobody else on it.
 async fn container(graph: &BlockGraph, node: &BlockdevRef, role: ChildRole) -> Result<Edge> {
     let node: BlockNode = match node {
-        BlockdevRef::Name(name) => graph.node(name).ok_or_else(|| {
-            let context = format!("Cannot find device='{name}' nor node-name='{name}'");
-            Error::new(ErrorKind::NotFound, context)
-        })?,
+        BlockdevRef::Name(name) => graph.device_or_node(name)?,
         BlockdevRef::Nested(options) => {
             let node = graph.open(options).await?;
             // It goes when the edge does.
