@@ -3,8 +3,8 @@
 use ferry_api::EventKind;
 use ferry_api::command;
 use ferry_api::event::{
-    BlockExportDeletedData, BlockImageCorruptedData, BlockIoErrorData, BlockJobCompletedData, BlockJobData,
-    BlockJobErrorData, BlockJobPendingData, JobStatusChangeData,
+    BlockExportDeletedData, BlockImageCorruptedData, BlockIoErrorData, BlockJobCompletedData,
+    BlockJobData, BlockJobErrorData, BlockJobPendingData, JobStatusChangeData,
 };
 use ferry_block::job::{
     BlockEvent, BlockJobReport, ErrorAction, IoOperation, IoStatus, JobKind, JobStatus,
