@@ -171,7 +171,7 @@ fn a_node_in_use_stays_and_an_unused_one_goes() {
     drop(disk);
     bench.taken_log();
     remove("t0").unwrap();
-    assert_eq!(bench.taken_log(), ["t0.flush"]);
+    assert_eq!(bench.taken_log(), ["t0.flush", "t0.inactivate"]);
     assert!(bench.graph.nodes().is_empty());
     let text = remove("t0").unwrap_err().to_string();
     assert_eq!(text, "Failed to find node with node-name='t0'");

@@ -237,7 +237,7 @@ impl BlockGraph {
         })
     }
 
-    /// Takes a node out that nobody uses, after a flush.
+    /// Takes a node out that nobody uses, after it was written out and left clean.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let find = || {
             self.node(name).ok_or_else(|| {
@@ -245,11 +245,21 @@ impl BlockGraph {
                 Error::new(ErrorKind::NotFound, context)
             })
         };
-        self.check_removable(&find()?)?;
-        find()?.flush().await?;
-        // Somebody may have begun to use it meanwhile.
         let node = find()?;
         self.check_removable(&node)?;
+        let was_active = node.is_active();
+        if was_active {
+            // A format leaves its image as the next program likes to find it.
+            node.flush().await?;
+            node.inactivate().await?;
+        }
+        if let Err(error) = self.check_removable(&node) {
+            // Somebody has begun to use it meanwhile.
+            if was_active {
+                node.activate(None).await?;
+            }
+            return Err(error);
+        }
         self.disown(&node);
         Ok(())
     }
