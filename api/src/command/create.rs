@@ -75,6 +75,16 @@ enumeration! {
     }
 }
 
+enumeration! {
+    /// Drivers that a backing file may have.
+    pub enum BackingFormat {
+        /// A qcow2 image.
+        Qcow2 = "qcow2",
+        /// An image without a format.
+        Raw = "raw",
+    }
+}
+
 object! {
     /// A qcow2 image.
     pub struct BlockdevCreateQcow2 {
@@ -93,7 +103,7 @@ object! {
         /// Name of the backing file.
         backing_file: Option<String> = "backing-file",
         /// Driver of the backing file.
-        backing_fmt: Option<String> = "backing-fmt",
+        backing_fmt: Option<BackingFormat> = "backing-fmt",
         /// Bytes of a cluster (default 64 KiB).
         cluster_size: Option<u64> = "cluster-size",
         /// What is made ready in advance (default off).

@@ -121,7 +121,7 @@ commands! {
         /// Give the connections of nodes up at once: the way out when a peer hangs.
         Yank(Yank) -> Empty = "yank" oob,
         /// List what can be given up.
-        QueryYank -> Vec<YankInstance> = "query-yank",
+        QueryYank -> Vec<YankInstance> = "query-yank" oob,
 
         /// Add TLS credentials or a throttle group.
         ObjectAdd(ObjectOptions) -> Empty = "object-add",
