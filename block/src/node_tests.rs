@@ -337,3 +337,29 @@ fn zeroes_that_must_be_cheap_are_refused_where_they_are_not() {
     assert!(strict.bytes.borrow()[100..5000].iter().all(|byte| *byte == 0));
     assert_eq!((strict.bytes.borrow()[99], strict.bytes.borrow()[5000]), (99, 136));
 }
+
+#[test]
+fn zeroes_found_in_a_write_keep_its_promises_and_their_space_unless_they_may_not() {
+    use crate::testing::{SimDisk, SimOptions};
+    for detect_zeroes in [DetectZeroes::Off, DetectZeroes::On, DetectZeroes::Unmap] {
+        let executor = Executor::new(Clock::simulated()).unwrap();
+        let graph = crate::graph::BlockGraph::new(executor.clone());
+        let disk = SimDisk::new(&executor, SimOptions::new(65_536, 1));
+        let options = NodeOptions { detect_zeroes, ..NodeOptions::default() };
+        executor.block_on(async {
+            let node = graph.add(None, disk.clone(), options).await.unwrap();
+            node.write(0, IoBuf::from_vec(&[7; 65_536]), WriteFlags::FUA).await.unwrap();
+            node.write(4096, IoBuf::alloc(61_440), WriteFlags::FUA).await.unwrap();
+            // One byte that is not zero makes a write one like any other.
+            let mut almost = [0; 4096];
+            almost[4095] = 1;
+            node.write(0, IoBuf::from_vec(&almost), WriteFlags::NONE).await.unwrap();
+        });
+        let gives_back = detect_zeroes == DetectZeroes::Unmap;
+        assert_eq!(disk.data_bytes() < 65_536, gives_back, "{detect_zeroes:?}");
+        assert!(disk.durable()[4096..].iter().all(|byte| *byte == 0), "FUA was lost");
+        assert_eq!(disk.contents()[4095], 1);
+        let zeroes = u64::from(detect_zeroes != DetectZeroes::Off);
+        assert_eq!(disk.counts().zeroes.0, zeroes, "{detect_zeroes:?}");
+    }
+}

@@ -6,6 +6,8 @@ use std::rc::Rc;
 use super::BlockGraph;
 use crate::bitmap::DirtyBitmap;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::qcow2::Qcow2Driver;
+use crate::format::qcow2::header::Version;
 use crate::node::{AttachedBitmap, BitmapUse, BlockNode};
 
 /// Longest name, bytes.
@@ -116,9 +118,8 @@ impl BlockGraph {
         if granularity < crate::bitmap::MIN_GRANULARITY || !granularity.is_power_of_two() {
             return refuse("Granularity must be power of 2 and at least 512".to_owned());
         }
-        if options.persistent && node.format() != "qcow2" {
-            let context = format!("Can't store persistent bitmaps to {}", node.name());
-            return Err(Error::from_errno(libc::EOPNOTSUPP, context));
+        if options.persistent {
+            check_storable(&node, name)?;
         }
         if node.bitmaps().iter().any(|other| other.name.as_ref() == Some(name)) {
             let context = format!("Bitmap already exists: {name}");
@@ -217,6 +218,23 @@ fn named(node: &BlockNode, name: &str) -> Result<Rc<AttachedBitmap>> {
     bitmaps
         .find(|bitmap| bitmap.name.as_deref() == Some(name))
         .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("Dirty bitmap '{name}' not found")))
+}
+
+/// Refuses a bitmap that is to be stored where none can be.
+fn check_storable(node: &BlockNode, name: &str) -> Result<()> {
+    let Some(driver) = node.driver::<Qcow2Driver>() else {
+        let context = format!("Can't store persistent bitmaps to {}", node.name());
+        return Err(Error::from_errno(libc::EOPNOTSUPP, context));
+    };
+    if driver.header().geometry.version() == Version::V2 {
+        let context = format!(
+            "Can't make bitmap '{name}' persistent in '{}': Cannot store dirty bitmaps in qcow2 v2 \
+             files",
+            node.name()
+        );
+        return Err(Error::new(ErrorKind::Unsupported, context));
+    }
+    Ok(())
 }
 
 /// The cluster of the image where it has clusters, within bounds.
