@@ -53,7 +53,6 @@ pub struct CreateQcow2 {
 /// Versions by their QMP names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "each is the version of that name")]
 pub enum Compat {
     V2,
     V3,
@@ -62,7 +61,6 @@ pub enum Compat {
 /// Compressions by their QMP names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "each is the compression of that name")]
 pub enum CompressionName {
     Zlib,
     Zstd,
