@@ -134,7 +134,7 @@ fn start(seed: u64, shape: &Shape, content: Option<&[u8]>) -> Open {
             l2_cache_size: shape.cache,
             refcount_cache_size: shape.cache,
             l2_cache_entry_size: shape.cache.map(|_| 512),
-            pass_discard_other: Some(seed % 2 == 0),
+            pass_discard_other: Some(seed.is_multiple_of(2)),
             ..Qcow2Options::new(BlockdevRef::Name("sim".into()))
         };
         let node = graph.open(&blockdev(options)).await.unwrap();
@@ -240,7 +240,7 @@ fn runs() -> u64 {
 fn files_survive_power_failures() {
     for seed in 0..runs() {
         let create = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
-        let cache = (seed % 2 == 0).then_some(0);
+        let cache = (seed.is_multiple_of(2)).then_some(0);
         crash_again_and_again(&Shape { create, device: 0, cache }, seed, 8);
     }
 }
@@ -259,7 +259,7 @@ fn devices_survive_power_failures() {
     for seed in 200..200 + runs() {
         let create = CreateOptions {
             cluster_size: 16384,
-            extended_l2: seed % 2 == 0,
+            extended_l2: seed.is_multiple_of(2),
             ..CreateOptions::new(DISK)
         };
         crash_again_and_again(&Shape { create, device: 3 << 20, cache: None }, seed, 8);
