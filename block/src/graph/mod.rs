@@ -237,7 +237,8 @@ impl BlockGraph {
         })
     }
 
-    /// Takes a node out that nobody uses, after it was written out and left clean.
+    /// Takes a node out that nobody uses, after it and all that goes with it was written out and left
+    /// clean.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let find = || {
             self.node(name).ok_or_else(|| {
@@ -247,17 +248,11 @@ impl BlockGraph {
         };
         let node = find()?;
         self.check_removable(&node)?;
-        let was_active = node.is_active();
-        if was_active {
-            // A format leaves its image as the next program likes to find it.
-            node.flush().await?;
-            node.inactivate().await?;
-        }
+        // Formats leave their images as the next program likes to find them.
+        let given_up = ownership::give_up(&self.goes_with(&node)).await?;
         if let Err(error) = self.check_removable(&node) {
             // Somebody has begun to use it meanwhile.
-            if was_active {
-                node.activate(None).await?;
-            }
+            ownership::take_back(&given_up).await?;
             return Err(error);
         }
         self.disown(&node);

@@ -1,10 +1,11 @@
 //! Ownership of the images: taken and given up for the whole graph, see DESIGN section 10.
 
 use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
 
 use super::{BlockGraph, perms};
 use crate::backend::{BackendKind, BlockBackend};
-use crate::edge::{EdgePerms, PermRule, Perms};
+use crate::edge::{Edge, EdgePerms, Parent, PermRule, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::BlockNode;
 
@@ -95,27 +96,28 @@ impl BlockGraph {
             }
         }
         let drained = self.drain_all(&[]).await;
-        let mut done: Vec<BlockNode> = Vec::new();
-        for node in self.children_first().into_iter().rev() {
-            if !node.is_active() {
-                continue;
-            }
-            let mut result = node.flush().await;
-            if result.is_ok() {
-                result = node.inactivate().await;
-            }
-            if let Err(error) = result {
-                for node in done.iter().rev() {
-                    if let Err(error) = node.activate(None).await {
-                        tracing::error!("{error}");
-                    }
-                }
-                return Err(error);
-            }
-            done.push(node);
-        }
+        let parents_first: Vec<_> = self.children_first().into_iter().rev().collect();
+        let given_up = give_up(&parents_first).await;
         drop(drained);
-        Ok(())
+        given_up.map(drop)
+    }
+
+    /// `node` and all below it that nobody else keeps, parents first.
+    pub(super) fn goes_with(&self, node: &BlockNode) -> Vec<BlockNode> {
+        let mut going = vec![node.clone()];
+        for other in self.children_first().into_iter().rev() {
+            let parents = other.0.live_parents();
+            let goes = |edge: &Edge| match &*edge.0.parent.borrow() {
+                Parent::Node(parent) => {
+                    going.iter().any(|node| Weak::as_ptr(parent) == Rc::as_ptr(&node.0))
+                }
+                _ => false,
+            };
+            if !parents.is_empty() && parents.iter().all(goes) && !self.is_owned(&other) {
+                going.push(other);
+            }
+        }
+        going
     }
 
     /// All nodes, each after everything below it.
@@ -135,6 +137,35 @@ impl BlockGraph {
         }
         order
     }
+}
+
+/// Makes everything durable and gives ownership of those nodes up that have it; all or none.
+/// Answers which these are.
+pub(super) async fn give_up(parents_first: &[BlockNode]) -> Result<Vec<BlockNode>> {
+    let mut done: Vec<BlockNode> = Vec::new();
+    for node in parents_first.iter().filter(|node| node.is_active()) {
+        let mut result = node.flush().await;
+        if result.is_ok() {
+            result = node.inactivate().await;
+        }
+        if let Err(error) = result {
+            if let Err(error) = take_back(&done).await {
+                tracing::error!("{error}");
+            }
+            return Err(error);
+        }
+        done.push(node.clone());
+    }
+    Ok(done)
+}
+
+/// Undoes [`give_up`], as far as that is possible.
+pub(super) async fn take_back(parents_first: &[BlockNode]) -> Result<()> {
+    let mut result = Ok(());
+    for node in parents_first.iter().rev() {
+        result = result.and(node.activate(None).await);
+    }
+    result
 }
 
 /// Takes back what [`BlockGraph::wake_devices`] gave.

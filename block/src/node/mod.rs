@@ -7,6 +7,7 @@
 mod align;
 mod attached;
 mod stats;
+mod stored;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -289,15 +290,23 @@ impl BlockNode {
     pub(crate) async fn activate(&self, only_if: Option<u64>) -> Result<()> {
         let result = self.0.driver.activate(only_if).await;
         result.map_err(|error| self.explain(error, "activate"))?;
+        if let Err(error) = self.load_bitmaps().await {
+            // Nothing was written yet, so there is nothing that giving it up could lose.
+            self.0.driver.inactivate().await?;
+            return Err(self.explain(error, "load the bitmaps of"));
+        }
         self.0.active.set(true);
         Ok(())
     }
 
     /// Gives write ownership of this node alone up, with nothing in flight.
     pub(crate) async fn inactivate(&self) -> Result<()> {
+        let stored = self.store_bitmaps().await;
+        stored.map_err(|error| self.explain(error, "store the bitmaps of"))?;
         let result = self.0.driver.inactivate().await;
         result.map_err(|error| self.explain(error, "inactivate"))?;
         self.0.active.set(false);
+        self.leave_bitmaps();
         Ok(())
     }
 

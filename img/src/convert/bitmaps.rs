@@ -2,14 +2,19 @@
 
 use ferry_block::bitmap::DirtyBitmap;
 use ferry_block::format::qcow2::Qcow2Driver;
-use ferry_block::format::qcow2::bitmap::{ToStore, load_bitmap, load_directory, store_bitmaps};
-use ferry_block::{BlockNode, Edge};
+use ferry_block::format::qcow2::bitmap::{load_bitmap, load_directory};
+use ferry_block::{BitmapOptions, BlockNode};
 
 use crate::failure::{Failure, Result};
-use crate::session::Image;
+use crate::session::{Image, Session};
 
-/// Copies them, once everything else is there.
-pub(super) async fn copy(sources: &[Image], target: &Image, skip_broken: bool) -> Result<()> {
+/// Copies them, once everything else is there: the target stores them when it is closed.
+pub(super) async fn copy(
+    session: &Session,
+    sources: &[Image],
+    target: &Image,
+    skip_broken: bool,
+) -> Result<()> {
     let [source] = sources else {
         return Err(Failure::new("Copying bitmaps only possible with single source"));
     };
@@ -17,16 +22,17 @@ pub(super) async fn copy(sources: &[Image], target: &Image, skip_broken: bool) -
     if !driver(&source.node) {
         return Err(Failure::new("This will not copy bitmaps: the source has none"));
     }
-    let Some(target) = target.node.driver::<Qcow2Driver>() else {
+    if !driver(&target.node) {
         return Err(Failure::new("Format driver of the target does not support bitmaps"));
-    };
-    let bitmaps = load(source, skip_broken).await?;
-    let store = |file: Edge| async move {
-        let list: Vec<ToStore<'_>> =
-            bitmaps.iter().map(|(name, bits)| ToStore::Bits { name, bits }).collect();
-        store_bitmaps(&file, &list).await
-    };
-    Ok(target.offline(store).await?)
+    }
+    for (name, bits) in load(source, skip_broken).await? {
+        let granularity = Some(bits.granularity());
+        let options = BitmapOptions { name, granularity, persistent: true, disabled: false };
+        let change = session.graph.add_bitmap(target.node.name(), &options)?;
+        change.bitmap().bits.replace(bits);
+        change.commit();
+    }
+    Ok(())
 }
 
 /// The bitmaps of an image, by name.

@@ -146,7 +146,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         }
         progress.finish();
         if arguments.bitmaps {
-            bitmaps::copy(&sources, &target, arguments.skip_broken_bitmaps).await?;
+            bitmaps::copy(session, &sources, &target, arguments.skip_broken_bitmaps).await?;
         }
         Ok(0)
     })

@@ -4,8 +4,10 @@ use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
 
+use super::bitmap::{ToStore, load_bitmaps, store_bitmaps};
 use super::header::Header;
 use super::image::{Condition, Image};
+use crate::bitmap::DirtyBitmap;
 use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
 use crate::edge::{Edge, EdgePerms};
@@ -73,16 +75,50 @@ impl Qcow2Driver {
         let writable = matches!(image.condition.get(), Condition::Clean | Condition::Changed);
         if writable {
             image.begin_change().await?;
-            image.settle().await?;
+            image.come_to_rest().await?;
         }
         let result = work(image.file.clone()).await;
         let reloaded = image.reload().await;
         if writable && reloaded.is_ok() {
             image.find_space().await?;
+            if image.condition.get() == Condition::Changed {
+                // What comes next is the first change again: to lazy refcounts, and to bitmaps.
+                image.condition.set(Condition::Clean);
+            }
         }
         drop(closed);
         reloaded?;
         result
+    }
+}
+
+impl Qcow2Driver {
+    /// The bitmaps stored in the image, by name.
+    ///
+    /// # Errors
+    /// Their directory or one of them makes no sense, or their bits take more than 1 GiB.
+    pub(crate) async fn load_bitmaps(&self) -> Result<Vec<(String, DirtyBitmap)>> {
+        let header = self.header();
+        load_bitmaps(&self.image.file, &header).await
+    }
+
+    /// Makes `bitmaps` those stored in the image, with nothing in flight. The next write marks them
+    /// as in use again.
+    pub(crate) async fn store_bitmaps(&self, bitmaps: &[(String, DirtyBitmap)]) -> Result<()> {
+        if bitmaps.is_empty() && self.header().bitmaps().is_none() {
+            return Ok(());
+        }
+        let is_clean = self.image.condition.get() == Condition::Clean;
+        if is_clean && self.load_bitmaps().await.is_ok_and(|stored| stored == bitmaps) {
+            // Neither the disk nor what was known of it has changed: nor does the file.
+            return Ok(());
+        }
+        let store = |file: Edge| async move {
+            let bitmaps: Vec<_> =
+                bitmaps.iter().map(|(name, bits)| ToStore::Bits { name, bits }).collect();
+            store_bitmaps(&file, &bitmaps).await
+        };
+        self.offline(store).await
     }
 }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::rc::{Rc, Weak};
 
 use super::alloc::Space;
+use super::bitmap::mark_in_use;
 use super::cache::{SliceCache, Snapshot};
 use super::compress::Decompressed;
 use super::flush::Flushes;
@@ -196,14 +197,16 @@ impl Image {
     }
 
     /// Advances the generation mark and clears the features that a writer would have to know, all
-    /// in one write.
+    /// in one write. Stored bitmaps miss what is written from now on, which they say before.
     async fn mark_changed(&self) -> Result<()> {
         self.run(|image| async move {
-            let changed = image
-                .change_header_if(|header| {
-                    if image.condition.get() != Condition::Clean {
-                        return false;
-                    }
+            let guard = image.header_lock.lock(0..1, true).await;
+            if image.condition.get() != Condition::Clean {
+                return Ok(());
+            }
+            mark_in_use(&image.file).await?;
+            image
+                .change_locked_header(|header| {
                     let mark = header.extensions.generation.unwrap_or(0);
                     header.extensions.generation = Some(mark.wrapping_add(1));
                     header.autoclear.0 &= Autoclear::KNOWN.0;
@@ -212,12 +215,12 @@ impl Image {
                     if lazy && header.geometry.version() == Version::V3 {
                         header.incompatible = header.incompatible.with(Incompatible::DIRTY, true);
                     }
-                    true
                 })
                 .await?;
-            if changed && image.condition.get() == Condition::Clean {
+            if image.condition.get() == Condition::Clean {
                 image.condition.set(Condition::Changed);
             }
+            drop(guard);
             Ok(())
         })
         .await
@@ -230,21 +233,16 @@ impl Image {
 
     /// Changes the header durably: what was written before is durable first.
     pub(super) async fn change_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
-        self.change_header_if(|header| {
-            change(header);
-            true
-        })
-        .await?;
-        Ok(())
+        let guard = self.header_lock.lock(0..1, true).await;
+        let changed = self.change_locked_header(change).await;
+        drop(guard);
+        changed
     }
 
-    /// The same, unless `change` says that nothing is to be changed.
-    async fn change_header_if(&self, change: impl FnOnce(&mut Header) -> bool) -> Result<bool> {
-        let guard = self.header_lock.lock(0..1, true).await;
+    /// The same for who holds the header's lock.
+    async fn change_locked_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
         let mut header = self.header.borrow().clone();
-        if !change(&mut header) {
-            return Ok(false);
-        }
+        change(&mut header);
         // A version 2 header has no room for these.
         if header.geometry.version() == Version::V2 {
             header.extensions.generation = None;
@@ -257,8 +255,7 @@ impl Image {
         self.write_metadata(0, &bytes[..len], Kind::Header).await?;
         self.file.flush().await?;
         self.header.replace(header);
-        drop(guard);
-        Ok(true)
+        Ok(())
     }
 
     /// Bytes of the image file; what lies behind its end is zero.

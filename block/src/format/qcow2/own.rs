@@ -181,19 +181,12 @@ impl Image {
         Ok(1)
     }
 
-    /// Writes everything out, leaves the image as a program likes to find it, and gives it up.
+    /// Leaves the image at rest and gives it up.
     pub(super) async fn inactivate(&self) -> Result<()> {
         self.run(|image| async move {
             let closed = image.gate.close().await;
             if image.condition.get() == Condition::Changed {
-                image.settle().await?;
-                if image.has_lazy_refcounts() {
-                    let clean = |header: &mut Header| {
-                        header.incompatible = header.incompatible.with(Incompatible::DIRTY, false);
-                    };
-                    image.change_header(clean).await?;
-                }
-                image.trim_file().await?;
+                image.come_to_rest().await?;
             }
             image.condition.set(Condition::Inactive);
             drop(closed);
@@ -202,8 +195,21 @@ impl Image {
         .await
     }
 
-    /// Writes everything out, refcounts of what was freed too; no request is under way.
-    pub(super) async fn settle(&self) -> Result<()> {
+    /// Writes everything out and leaves the image as a program likes to find it; no request is under
+    /// way.
+    pub(super) async fn come_to_rest(&self) -> Result<()> {
+        self.settle().await?;
+        if self.has_lazy_refcounts() {
+            let clean = |header: &mut Header| {
+                header.incompatible = header.incompatible.with(Incompatible::DIRTY, false);
+            };
+            self.change_header(clean).await?;
+        }
+        self.trim_file().await
+    }
+
+    /// Writes everything out, refcounts of what was freed too.
+    async fn settle(&self) -> Result<()> {
         loop {
             self.flush().await?;
             self.reaped().await;

@@ -3,17 +3,25 @@
 use super::super::at_rest::AtRest;
 use super::super::container::{read_at, read_words, write_at, write_words};
 use super::super::header::{Header, Table};
-use super::directory::{BitmapEntry, BitsAt};
+use super::directory::{BitmapEntry, BitsAt, load_directory};
 use crate::bitmap::DirtyBitmap;
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Most bytes of bits in one bitmap: QEMU's limit.
 const MAX_BYTES: u64 = 512 << 20;
+/// Most bytes of bits in all bitmaps of an image that is in use.
+const MAX_TOTAL: u64 = 1 << 30;
 
 /// Bytes that the bits of a disk of `size` bytes take.
 fn bytes_for(size: u64, granularity_bits: u8) -> u64 {
     size.div_ceil(1 << granularity_bits).div_ceil(8)
+}
+
+/// Whether a bitmap can be stored: an empty disk has no bits, and there is a most of them.
+pub(crate) fn is_storable(bitmap: &DirtyBitmap) -> bool {
+    let bits = u8::try_from(bitmap.granularity().trailing_zeros()).unwrap_or(u8::MAX);
+    (1..=MAX_BYTES).contains(&bytes_for(bitmap.len(), bits))
 }
 
 /// The bitmap that `entry` describes. One that was in use when its user went away is inconsistent
@@ -44,6 +52,32 @@ pub async fn load_bitmap(file: &Edge, header: &Header, entry: &BitmapEntry) -> R
         bitmap.disable().map_err(|error| explain(error.to_string()))?;
     }
     Ok(bitmap)
+}
+
+/// All bitmaps of an image, by name.
+///
+/// # Errors
+/// Those of [`load_directory`] and [`load_bitmap`], and `Unsupported` for more than 1 GiB of bits
+/// in all.
+pub(in super::super) async fn load_bitmaps(
+    file: &Edge,
+    header: &Header,
+) -> Result<Vec<(String, DirtyBitmap)>> {
+    let Some(extension) = header.bitmaps() else { return Ok(Vec::new()) };
+    let entries = load_directory(file, extension, header.geometry).await?;
+    // Many entries may point to one table: a short file describes as many bits as it likes.
+    let total: u64 =
+        entries.iter().map(|entry| bytes_for(header.size, entry.granularity_bits)).sum();
+    if total > MAX_TOTAL {
+        let context = format!("the bitmaps have {total} bytes of bits, more than 1 GiB");
+        return Err(Error::new(ErrorKind::Unsupported, context));
+    }
+    let mut bitmaps = Vec::new();
+    for entry in entries {
+        let bits = load_bitmap(file, header, &entry).await?;
+        bitmaps.push((entry.name, bits));
+    }
+    Ok(bitmaps)
 }
 
 async fn load_bits(

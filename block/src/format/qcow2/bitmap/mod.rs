@@ -2,15 +2,17 @@
 //!
 //! [`directory`] lists them, [`bits`] is what one consists of, [`store`] replaces all of them.
 //!
-//! Their life in a running image: [`load_directory`] and [`load_bitmap`] when it is activated, then
-//! [`mark_in_use`] before the first write, and [`store_bitmaps`] when it is inactivated. Adding,
+//! Their life in a running image: the node loads them when it is activated and stores them when it
+//! is inactivated; the driver calls [`mark_in_use`] before the first write in between. Adding,
 //! removing, clearing or merging is done to the bitmaps in memory and stored with the rest.
 
 mod bits;
 mod directory;
 mod store;
 
+pub(crate) use bits::is_storable;
 pub use bits::load_bitmap;
+pub(super) use bits::load_bitmaps;
 pub(super) use directory::BitsAt;
 pub use directory::{BitmapEntry, load_directory};
 pub use store::{ToStore, mark_in_use, store_bitmaps};

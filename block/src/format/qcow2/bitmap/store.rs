@@ -78,9 +78,10 @@ pub async fn store_bitmaps(file: &Edge, bitmaps: &[ToStore<'_>]) -> Result<()> {
     image.write_refcounts().await
 }
 
-/// Marks all bitmaps that record as in use, durably, before the first write to an image: until
-/// they are stored again, nobody else may rely on them. Bitmaps that do not record stay as they
-/// are. Answers the directory as it was, with which bitmaps were good.
+/// Marks all bitmaps as in use, durably, before the first write to an image: until they are stored
+/// again, nobody else may rely on them. Those that do not record are no exception, for whoever has
+/// the image open may make them record. Answers the directory as it was, with which bitmaps were
+/// good.
 ///
 /// The directory is changed in place; while it is, the autoclear bit is off, so that a crash makes
 /// the bitmaps void and not wrong.
@@ -90,7 +91,7 @@ pub async fn mark_in_use(file: &Edge) -> Result<Vec<BitmapEntry>> {
     let before = load_directory(file, extension, image.geometry()).await?;
     let mut after = before.clone();
     for entry in &mut after {
-        entry.in_use |= entry.auto;
+        entry.in_use = true;
     }
     if after != before {
         let autoclear = image.header.autoclear;

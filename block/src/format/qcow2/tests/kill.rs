@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::rig::{Rig, check_but_for_leaks, open, options};
 use crate::buf::IoBuf;
 use crate::driver::WriteFlags;
-use crate::testing::Rng;
+use crate::testing::{Rng, tool};
 
 const RECORD: u64 = 4096;
 const DISK: u64 = 64 << 20;
@@ -65,6 +65,8 @@ fn live_and_die(image: &str, life: u64, rng: &mut Rng) {
     }
     child.wait().unwrap();
     check_but_for_leaks(image);
+    // Nobody may rely on what a bitmap says that was not stored.
+    assert!(tool("qemu-img", &["info", image]).contains("in-use"));
     let Some(safe) = safe else { panic!("the victim died before it did anything") };
     let open = open(options(image));
     open.on(async |node| {
@@ -91,7 +93,9 @@ fn killed_at_any_moment_the_image_has_what_was_flushed() {
     for shape in ["", "cluster_size=512", "extended_l2=on,cluster_size=16k"] {
         let image = rig.create("killed.qcow2", shape, &DISK.to_string());
         for life in 0..lives {
+            tool("qemu-img", &["bitmap", "--add", &image, "b"]);
             live_and_die(&image, life, &mut rng);
+            tool("qemu-img", &["bitmap", "--remove", &image, "b"]);
         }
     }
 }

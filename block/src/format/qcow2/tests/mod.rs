@@ -1,5 +1,6 @@
 //! Tests of the running driver, most of them with QEMU's tools as judges.
 
+mod bitmaps;
 mod crash;
 mod interop;
 mod kill;

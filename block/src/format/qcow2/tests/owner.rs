@@ -57,6 +57,7 @@ fn the_next_owner_sees_everything_that_the_first_one_did() {
 fn an_image_is_not_touched_before_it_is_changed() {
     let Some(rig) = Rig::new() else { return };
     let path = rig.create("still.qcow2", "lazy_refcounts=on", "1M");
+    tool("qemu-img", &["bitmap", "--add", &path, "b"]);
     let before = std::fs::read(&path).unwrap();
     let image = open_blockdev(&inactive(&path), EdgePerms::READ_WRITE);
     image.content();
