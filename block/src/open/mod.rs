@@ -1,5 +1,6 @@
 //! Options as `blockdev-add` takes them, and the one place that opens images.
 
+mod above;
 mod options;
 
 use crate::driver::{BlockDriver, LocalBoxFuture};
@@ -7,6 +8,8 @@ use crate::edge::ChildRole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
 use crate::node::{BlockNode, NodeOptions};
+
+use above::Above;
 
 pub use options::{
     BlockdevOptions, BlockdevRef, CacheOptions, DetectZeroes, DiscardMode, DriverOptions,
@@ -21,6 +24,7 @@ pub(crate) struct Opening<'a> {
     graph: &'a BlockGraph,
     options: &'a BlockdevOptions,
     depth: usize,
+    above: Above,
     /// Whether a node of the same name is there, whose place the new one will take.
     takes_over: bool,
 }
@@ -60,14 +64,26 @@ impl Opening<'_> {
                     _ => options.inherited(self.options),
                 };
                 let (graph, depth) = (self.graph.clone(), self.depth + 1);
+                let above = self.above.clone();
                 // A task of its own: a long chain must not use up the stack.
-                let opening = async move { graph.open_at(options, depth, false).await };
+                let opening = async move { graph.open_at(options, depth, above, false).await };
                 self.graph.executor().spawn(opening).await
             }
             BlockdevRef::Nested(_) => {
                 Err(Error::new(ErrorKind::InvalidArgument, "nodes are nested too deeply"))
             }
         }
+    }
+
+    /// The same for what an image, whose own file this is, says to be below it.
+    pub(crate) async fn below(&self, file: &BlockNode) -> Opening<'_> {
+        let above = self.above.and(self.graph.executor(), file.filename()).await;
+        Opening { above, ..*self }
+    }
+
+    /// Refuses a file that an image above is in: it would be below itself, without end.
+    pub(crate) async fn check_file(&self, path: &str) -> Result<()> {
+        self.above.refuse(self.graph.executor(), path).await
     }
 
     /// Makes the driver a node of the graph, named as the options say.
@@ -93,23 +109,24 @@ impl BlockGraph {
     /// Opens what `blockdev-add` describes. The node stays until [`BlockGraph::remove`]; nodes that
     /// were opened with it go with it. Nothing is left behind on an error.
     pub async fn open(&self, options: &BlockdevOptions) -> Result<BlockNode> {
-        self.open_at(options.clone(), 0, false).await
+        self.open_at(options.clone(), 0, Above::default(), false).await
     }
 
     /// Opens a node that is to take the place of the one of its name.
     pub(crate) async fn open_successor(&self, options: &BlockdevOptions) -> Result<BlockNode> {
-        self.open_at(options.clone(), 0, true).await
+        self.open_at(options.clone(), 0, Above::default(), true).await
     }
 
     fn open_at(
         &self,
         options: BlockdevOptions,
         depth: usize,
+        above: Above,
         takes_over: bool,
     ) -> LocalBoxFuture<'_, Result<BlockNode>> {
         Box::pin(async move {
             options.check()?;
-            let opening = Opening { graph: self, options: &options, depth, takes_over };
+            let opening = Opening { graph: self, options: &options, depth, above, takes_over };
             match &options.driver {
                 DriverOptions::Blkdebug(driver) => driver.open(&opening).await,
                 DriverOptions::Compress(driver) => driver.open(&opening).await,

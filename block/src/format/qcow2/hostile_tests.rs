@@ -1,6 +1,7 @@
 //! Images made to do harm, by hand and at random: every operation on the whole image answers, and
 //! soon, whatever the bytes say.
 
+use super::Qcow2Options;
 use super::amend::{AmendOptions, amend};
 use super::bitmap::{load_bitmap, load_directory, mark_in_use, store_bitmaps};
 use super::check::{Repair, check};
@@ -8,8 +9,13 @@ use super::create::CreateOptions;
 use super::header::Header;
 use super::snapshot::{Moment, apply_snapshot, create_snapshot, delete_snapshot, load_snapshots};
 use super::test_rig::Rig;
+use crate::BackendKind;
+use crate::buf::IoBuf;
 use crate::clock::Clock;
-use crate::edge::Edge;
+use crate::driver::WriteFlags;
+use crate::edge::{Edge, EdgePerms};
+use crate::graph::BlockGraph;
+use crate::open::{BlockdevOptions, BlockdevRef, DriverOptions};
 use crate::testing::Rng;
 
 const CLUSTER: usize = 1 << 16;
@@ -22,6 +28,29 @@ fn sample(rig: &Rig) -> Vec<u8> {
     rig.qemu_img(&["bitmap", "--add", "a", "b0"]);
     rig.qemu_io("a", &["write -P 3 32k 64k"]);
     rig.bytes("a")
+}
+
+/// The image with a few bytes of its metadata changed.
+fn damaged(good: &[u8], rng: &mut Rng) -> Vec<u8> {
+    // Guest data is one byte over and over, and means nothing here.
+    let has_meaning = |cluster: &usize| {
+        let cluster = &good[cluster * 4096..(cluster + 1) * 4096];
+        cluster.iter().any(|&byte| byte != cluster[0])
+    };
+    let metadata: Vec<usize> = (0..good.len() / 4096).filter(has_meaning).collect();
+    let mut bytes = good.to_vec();
+    for _ in 0..=rng.below(4) {
+        let cluster = metadata[usize::try_from(rng.below(metadata.len() as u64)).unwrap()];
+        let reach = if rng.one_in(2) { 128 } else { 4096 };
+        let at = cluster * 4096 + usize::try_from(rng.below(reach)).unwrap();
+        bytes[at] = match rng.below(4) {
+            0 => 0,
+            1 => 0xff,
+            2 => bytes[at] ^ (1 << rng.below(8)),
+            _ => rng.below(256).to_le_bytes()[0],
+        };
+    }
+    bytes
 }
 
 fn put(bytes: &mut [u8], at: u64, word: u64) {
@@ -56,32 +85,51 @@ async fn use_all(file: &Edge, round: u64) -> u32 {
 fn images_damaged_at_random_are_refused_or_used_but_never_harm() {
     let Some(rig) = Rig::with_qemu() else { return };
     let good = sample(&rig);
-    let metadata: Vec<usize> = (0..good.len() / 4096)
-        .filter(|cluster| {
-            let cluster = &good[cluster * 4096..(cluster + 1) * 4096];
-            // Guest data is one byte over and over, and means nothing here.
-            cluster.iter().any(|&byte| byte != cluster[0])
-        })
-        .collect();
     let mut rng = Rng::new(77);
     let mut refused = 0;
     for round in 0..600 {
-        let mut bytes = good.clone();
-        for _ in 0..=rng.below(4) {
-            let cluster = metadata[usize::try_from(rng.below(metadata.len() as u64)).unwrap()];
-            let reach = if rng.one_in(2) { 128 } else { 4096 };
-            let at = cluster * 4096 + usize::try_from(rng.below(reach)).unwrap();
-            bytes[at] = match rng.below(4) {
-                0 => 0,
-                1 => 0xff,
-                2 => bytes[at] ^ (1 << rng.below(8)),
-                _ => rng.below(256).to_le_bytes()[0],
-            };
-        }
-        rig.set_bytes("a", &bytes);
+        rig.set_bytes("a", &damaged(&good, &mut rng));
         refused += rig.on("a", async |file| use_all(file, round).await);
     }
     assert!(refused > 50, "the damage hit nothing");
+}
+
+/// Reads, maps, changes and closes a disk; answers how much of it failed.
+async fn use_disk(graph: &BlockGraph, path: &str) -> u32 {
+    let file = BlockdevRef::nested(BlockdevOptions::file(path));
+    let driver = DriverOptions::Qcow2(Box::new(Qcow2Options::new(file)));
+    let Ok(node) = graph.open(&BlockdevOptions::new(driver)).await else { return 1 };
+    let perms = EdgePerms::READ_WRITE;
+    let Ok(root) = graph.add_backend(BackendKind::Device, "d0", &node, perms) else { return 1 };
+    let mut failed = 0;
+    let buf = IoBuf::alloc(CLUSTER);
+    // A damaged header may promise a disk of any length.
+    for at in (0..root.len().min(8 << 20)).step_by(CLUSTER) {
+        let end = (at + CLUSTER as u64).min(root.len());
+        let part = buf.slice(0..usize::try_from(end - at).unwrap());
+        failed += u32::from(root.read(at, part.clone()).await.is_err());
+        failed += u32::from(node.map(at..end).await.is_err());
+        failed += u32::from(match at / CLUSTER as u64 % 3 {
+            0 => root.write(at, part, WriteFlags::NONE).await.is_err(),
+            1 => root.write_zeroes(at..end, WriteFlags::UNMAP).await.is_err(),
+            _ => node.discard(at..end).await.is_err(),
+        });
+    }
+    failed += u32::from(node.flush().await.is_err());
+    failed + u32::from(graph.inactivate_all().await.is_err())
+}
+
+#[test]
+fn a_disk_on_an_image_damaged_at_random_answers_every_request() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    let good = sample(&rig);
+    let mut rng = Rng::new(78);
+    let mut failed = 0;
+    for _ in 0..150 {
+        rig.set_bytes("a", &damaged(&good, &mut rng));
+        failed += rig.on_graph(async |graph| use_disk(graph, &rig.path("a")).await);
+    }
+    assert!(failed > 20, "the damage hit nothing");
 }
 
 #[test]
@@ -150,4 +198,64 @@ fn references_behind_the_end_and_overflowing_ones_are_named() {
         let said = report.messages.join("\n");
         assert!(said.contains(what), "{word:#x}: '{said}' does not say '{what}'");
     }
+}
+
+/// A rig with images that are below each other, in all spellings of a path.
+fn loops() -> Rig {
+    let rig = Rig::new();
+    let image = |name: &str, below: &str, format: Option<&str>| {
+        let backing_file = Some(below.to_owned());
+        let backing_format = format.map(str::to_owned);
+        rig.create(
+            name,
+            &CreateOptions { backing_file, backing_format, ..CreateOptions::new(1 << 20) },
+        );
+    };
+    std::fs::create_dir(rig.path("folder")).unwrap();
+    image("itself", "itself", Some("qcow2"));
+    image("probed", "probed", None);
+    image("as-raw", "as-raw", Some("raw"));
+    image("dots", "./folder/../dots", Some("qcow2"));
+    image("absolute", &rig.path("absolute"), Some("qcow2"));
+    image("linked", "symbolic", Some("qcow2"));
+    std::os::unix::fs::symlink("linked", rig.path("symbolic")).unwrap();
+    image("named", "hard", Some("qcow2"));
+    std::fs::hard_link(rig.path("named"), rig.path("hard")).unwrap();
+    let file = rig.path("in-json");
+    let json =
+        format!(r#"json:{{"driver":"qcow2","file":{{"driver":"file","filename":"{file}"}}}}"#);
+    image("in-json", &json, None);
+    image("first", "second", Some("qcow2"));
+    image("second", "folder/../first", Some("qcow2"));
+    rig
+}
+
+#[test]
+fn images_below_themselves_are_refused_by_name() {
+    let rig = loops();
+    let names = ["itself", "probed", "as-raw", "dots", "absolute", "linked", "named", "in-json"];
+    let both = |name| [(name, false), (name, true)];
+    for (name, read_only) in names.iter().chain(&["first", "second"]).flat_map(both) {
+        let file = BlockdevRef::nested(BlockdevOptions::file(rig.path(name)));
+        let driver = DriverOptions::Qcow2(Box::new(Qcow2Options::new(file)));
+        let options =
+            BlockdevOptions { read_only: Some(read_only), ..BlockdevOptions::new(driver) };
+        let error = rig.on_graph(async |graph| graph.open(&options).await.err());
+        let error = error.expect(name).to_string();
+        let begins = format!("the backing files form a loop: '{}' -> '", rig.path(name));
+        assert!(error.contains(&begins), "{name}: {error}");
+        let between = rig.path(if *name == "first" { "second" } else { "folder/../first" });
+        let has_two = ["first", "second"].contains(name);
+        assert!(!has_two || error.contains(&between), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_pipe_is_no_image_and_is_not_waited_for() {
+    let rig = Rig::new();
+    crate::testing::tool("mkfifo", &[&rig.path("pipe")]);
+    let pipe = BlockdevOptions { read_only: Some(true), ..BlockdevOptions::file(rig.path("pipe")) };
+    let error = rig.on_graph(async |graph| graph.open(&pipe).await.err());
+    let error = error.unwrap().to_string();
+    assert!(error.contains("neither a regular file nor a block device"), "{error}");
 }

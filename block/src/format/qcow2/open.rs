@@ -33,7 +33,7 @@ impl Qcow2Options {
             Some(node) => Some(graph.edge(&node, ChildRole::Data, perms)?),
             None => None,
         };
-        let backing = match self.open_backing(opening, &header, directory.as_deref()).await? {
+        let backing = match self.open_backing(opening, &header, &node).await? {
             Some(node) => Some(graph.edge(&node, ChildRole::Backing, EdgePerms::READ)?),
             None => None,
         };
@@ -95,14 +95,15 @@ impl Qcow2Options {
         &self,
         opening: &Opening<'_>,
         header: &Header,
-        image: Option<&str>,
+        file: &BlockNode,
     ) -> Result<Option<BlockNode>> {
         let child = match (&self.backing, &header.backing_file) {
             (BackingRef::None, _) | (BackingRef::FromImage, None) => return Ok(None),
             (BackingRef::Node(child), _) => child.clone(),
             (BackingRef::FromImage, Some(name)) => {
                 let format = header.extensions.backing_format.as_deref();
-                let opened = backing_options(opening, image, name, format).await;
+                let (image, opening) = (file.filename(), &opening.below(file).await);
+                let opened = backing_options(opening, image.as_deref(), name, format).await;
                 let (child, probed) =
                     opened.map_err(|error| error.context("Could not open backing file"))?;
                 let node = opening.child(&child, ChildRole::Backing).await;

@@ -46,6 +46,12 @@ impl Rig {
         self.executor.block_on(async { body(&self.edge(&graph, name).await).await })
     }
 
+    /// Runs `body` on a graph of its own.
+    pub(super) fn on_graph<T>(&self, body: impl AsyncFnOnce(&BlockGraph) -> T) -> T {
+        let graph = BlockGraph::new(self.executor.clone());
+        self.executor.block_on(body(&graph))
+    }
+
     /// The same with two files.
     pub(super) fn on_both<T>(
         &self,

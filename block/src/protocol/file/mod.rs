@@ -5,7 +5,7 @@ mod mark;
 mod options;
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -334,18 +334,19 @@ fn refine(error: Error) -> Error {
 }
 
 fn open_file(path: &Path, mode: FileMode) -> io::Result<Opened> {
-    let flags = if mode.direct { libc::O_DIRECT } else { 0 };
-    let file =
-        OpenOptions::new().read(true).write(!mode.read_only).custom_flags(flags).open(path)?;
-    let metadata = file.metadata()?;
-    let kind = if metadata.file_type().is_file() {
+    // Before it is opened: a pipe would wait for somebody at its other end.
+    let file_type = fs::metadata(path)?.file_type();
+    let kind = if file_type.is_file() {
         FileKind::Regular
-    } else if metadata.file_type().is_block_device() {
+    } else if file_type.is_block_device() {
         FileKind::BlockDevice
     } else {
         let text = "it is neither a regular file nor a block device";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     };
+    let flags = if mode.direct { libc::O_DIRECT } else { 0 };
+    let file =
+        OpenOptions::new().read(true).write(!mode.read_only).custom_flags(flags).open(path)?;
     let len = length(file.as_fd(), kind)?;
     let limits = limits(file.as_fd(), kind, mode.direct)?;
     Ok(Opened { file, kind, len, limits })

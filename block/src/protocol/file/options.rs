@@ -40,6 +40,7 @@ impl FileOptions {
     }
 
     pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<BlockNode> {
+        opening.check_file(&self.filename).await?;
         let node = opening.node_options();
         let force_share = opening.options().force_share == Some(true);
         let locking = if force_share { Locking::Off } else { self.locking.unwrap_or_default() };
