@@ -7,6 +7,9 @@ use super::socket::Gather;
 use super::stream::Stream;
 use crate::buf::IoBuf;
 
+/// Heads that are sent are forgotten once they are so many bytes, and most of what is remembered.
+const FORGET: usize = 64 << 10;
+
 /// A queue of bytes to send. Buffers are kept alive until they are sent, and not copied.
 #[derive(Default)]
 pub(crate) struct Outbox {
@@ -32,7 +35,12 @@ impl Outbox {
 
     /// Bytes of memory that it holds on to.
     pub(crate) fn held(&self) -> usize {
-        self.body_len + self.heads.len()
+        self.body_len + self.head_len()
+    }
+
+    /// Bytes of heads that wait.
+    pub(crate) fn head_len(&self) -> usize {
+        self.heads.len() - self.heads_sent
     }
 
     /// Appends the bytes that `write` appends.
@@ -132,12 +140,15 @@ impl Outbox {
             }
             sent -= done;
             if done < len {
-                return;
+                break;
             }
             self.parts.pop_front();
         }
-        self.heads.clear();
-        self.heads_sent = 0;
+        // A queue that is never quite empty must not remember everything that it ever sent.
+        if self.parts.is_empty() || self.heads_sent >= FORGET.max(self.head_len()) {
+            self.heads.drain(..self.heads_sent);
+            self.heads_sent = 0;
+        }
     }
 }
 

@@ -28,6 +28,8 @@ const MAX_REQUESTS: usize = 1024;
 /// Memory of one client's requests and replies beyond which it is not read from, bytes: two of the
 /// longest requests. One more may be on its way when the limit is reached.
 const MAX_MEMORY: usize = 64 << 20;
+/// Bytes of replies without data that may wait to be sent before the client is not read from.
+const MAX_HEADS: usize = 1 << 20;
 /// Memory that is kept for the next requests, bytes.
 const KEEP_MEMORY: usize = 8 << 20;
 
@@ -129,7 +131,7 @@ impl Connection {
             if self.is_full() {
                 self.reading.set(false);
                 self.send_now();
-                self.finished.wait_until(|| self.under_way.get() < MAX_REQUESTS).await;
+                self.finished.wait_until(|| !self.is_behind()).await;
                 self.pool.at_most(MAX_MEMORY).await;
                 self.reading.set(true);
             }
@@ -139,7 +141,11 @@ impl Connection {
     }
 
     fn is_full(&self) -> bool {
-        self.under_way.get() >= MAX_REQUESTS || self.pool.out() > MAX_MEMORY
+        self.is_behind() || self.pool.out() > MAX_MEMORY
+    }
+
+    fn is_behind(&self) -> bool {
+        self.under_way.get() >= MAX_REQUESTS || self.outbox.borrow().head_len() > MAX_HEADS
     }
 
     fn start(self: &Rc<Self>, request: Request, payload: IoBuf) {
@@ -191,7 +197,9 @@ impl Connection {
             if self.blocked.get() && self.stream.writable().await.is_err() {
                 self.stream.shut_down();
             }
-            match self.try_send() {
+            let sent = self.try_send();
+            self.finished.notify_all();
+            match sent {
                 Ok(()) => self.blocked.set(false),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked.set(true);
@@ -200,6 +208,7 @@ impl Connection {
                 Err(error) => {
                     tracing::debug!("a client of export '{}' is gone: {error}", self.export.name());
                     self.outbox.borrow_mut().clear();
+                    self.finished.notify_all();
                     self.blocked.set(false);
                     self.stream.shut_down();
                 }

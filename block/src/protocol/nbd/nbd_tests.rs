@@ -337,6 +337,33 @@ fn the_server_survives_whatever_clients_send() {
     });
 }
 
+#[test]
+fn who_does_not_read_replies_is_not_read_from() {
+    Rig::new().run(async |rig| {
+        rig.disk(1 << 20).await;
+        let server = rig.serve().await;
+        rig.export(&server).await;
+        let path = rig.folder.path().join("socket");
+        let flood = crate::thread::spawn("flood", move || {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+            stream.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\x04disk").unwrap();
+            let mut flush = [0; 28];
+            flush[..8].copy_from_slice(&[0x25, 0x60, 0x95, 0x13, 0, 0, 0, 3]);
+            let many = flush.repeat(10_000);
+            (0..200).position(|_| stream.write_all(&many).is_err())
+        })
+        .unwrap();
+        while !flood.is_finished() {
+            rig.executor.sleep(Duration::from_millis(5)).await;
+        }
+        // 56 MB would have been sent, and their replies kept.
+        let sent = flood.join().unwrap().expect("the server takes everything");
+        assert!(sent < 40, "{sent} times 10000 requests were taken");
+        server.remove("export", RemoveMode::Hard).await.unwrap();
+    });
+}
+
 fn nonsense(random: &mut Rng) -> Vec<u8> {
     let byte = |random: &mut Rng| u8::try_from(random.below(256)).unwrap();
     let mut bytes = vec![0, 0, 0, if random.one_in(20) { byte(random) } else { 3 }];
