@@ -52,6 +52,38 @@ pub fn ext4(path: &Path, bytes: u64, folder: &Path) -> Result<()> {
     command::output(&mut mke2fs).map(drop)
 }
 
+/// An empty qcow2 image, made by its reference implementation.
+///
+/// # Errors
+///
+/// When qemu-img is missing or fails.
+pub fn create_qcow2(path: &Path, bytes: u64) -> Result<()> {
+    let mut create = command::program("qemu-img", "qemu-utils")?;
+    create.args(["create", "-q", "-f", "qcow2"]).arg(path).arg(bytes.to_string());
+    command::output(&mut create).map(drop)
+}
+
+/// The image must be without errors and leaks for its reference implementation.
+///
+/// # Errors
+///
+/// When it is not; the message has what qemu-img found.
+pub fn check_qcow2(path: &Path) -> Result<()> {
+    let mut check = command::program("qemu-img", "qemu-utils")?;
+    command::output(check.args(["check", "-f", "qcow2"]).arg(path)).map(drop)
+}
+
+/// Copies a qcow2 image's disk to a raw file.
+///
+/// # Errors
+///
+/// When qemu-img is missing or fails.
+pub fn to_raw(qcow2: &Path, raw: &Path) -> Result<()> {
+    let mut convert = command::program("qemu-img", "qemu-utils")?;
+    convert.args(["convert", "-f", "qcow2", "-O", "raw"]).arg(qcow2).arg(raw);
+    command::output(&mut convert).map(drop)
+}
+
 /// Checks a file system without changing it.
 ///
 /// # Errors

@@ -79,6 +79,19 @@ impl Lab {
         Ok((self.spec(words).disk(Disk::new("disk0", &path)), path))
     }
 
+    /// The same in a qcow2 image.
+    ///
+    /// # Errors
+    ///
+    /// When the image cannot be made.
+    pub fn with_qcow2(&self, words: &str, mib: u64) -> Result<(Spec, PathBuf)> {
+        let path = self.path("disk0.qcow2");
+        image::create_qcow2(&path, mib << 20)?;
+        let mut disk = Disk::new("disk0", &path);
+        disk.extra = ",format=qcow2".into();
+        Ok((self.spec(words).disk(disk), path))
+    }
+
     /// Starts ferry.
     ///
     /// # Errors
@@ -173,6 +186,18 @@ pub fn holds(image: &Path, verdict: Verdict, block_bytes: u64) -> Result<()> {
         image.display()
     );
     Ok(())
+}
+
+/// The qcow2 image must be sound, and hold exactly what the guest wrote; its process has ended.
+///
+/// # Errors
+///
+/// When it does not.
+pub fn qcow2_holds(image: &Path, verdict: Verdict, block_bytes: u64) -> Result<()> {
+    let raw = image.with_extension("copy");
+    image::check_qcow2(image)?;
+    image::to_raw(image, &raw)?;
+    holds(&raw, verdict, block_bytes)
 }
 
 /// Waits until `query-migrate` shows an end state; gives the whole answer.

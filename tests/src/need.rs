@@ -30,6 +30,8 @@ impl Need {
     }
 }
 
+/// The judge of images.
+pub const QEMU_IMG: Need = Need::Program("qemu-img", "qemu-utils");
 /// QEMU itself, as the peer and as the emulated host.
 pub const QEMU: Need = Need::Program("qemu-system-x86_64", "qemu-system-x86");
 

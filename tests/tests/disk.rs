@@ -47,6 +47,20 @@ fn indirect_descriptors_on_several_queues() {
 }
 
 #[test]
+fn a_qcow2_image() {
+    need::test(&[Need::Kvm, need::QEMU_IMG], || {
+        let lab = Lab::new()?;
+        let words = "workload=verify init=zero seconds=1 bs=4096 depth=16 flush_every=8";
+        let (spec, path) = lab.with_qcow2(words, 16)?;
+        let mut vm = lab.run(&spec)?;
+        lab::finished(&vm)?;
+        let verdict = lab::verdict(&vm)?;
+        vm.wait(LIMIT)?;
+        lab::qcow2_holds(&path, verdict, 4096)
+    });
+}
+
+#[test]
 fn no_event_index() {
     need::test(KVM, || verified("event_idx=0 depth=16", 4096, |_| {}));
 }

@@ -4,9 +4,9 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use ferry_tests::lab::{self, LIMIT, Lab};
+use ferry_tests::lab::{self, LIMIT, Lab, Verdict};
 use ferry_tests::need::{self, Need};
-use ferry_tests::vm::Spec;
+use ferry_tests::vm::{Spec, Vm};
 use serde_json::json;
 
 const KVM: &[Need] = &[Need::Kvm];
@@ -21,23 +21,41 @@ fn there_and_back_again() {
     need::test(KVM, || {
         let lab = Lab::new()?;
         let (spec, disk) = busy(&lab, "dirty_mib_s=100")?;
-        let mut vm = lab.run(&spec)?;
-        for round in 0..5 {
-            let (target, uri) = lab.destination(&spec, &format!("m{round}.sock"))?;
-            let mut qmp = vm.qmp()?;
-            qmp.call("migrate", json!({ "uri": uri }))?;
-            let answer = lab::migrated(&mut qmp)?;
-            ensure!(answer["status"] == "completed", "round {round}: {answer}");
-            ensure!(lab::state(&mut qmp)? == "postmigrate");
-            target.console.wait_dot(LIMIT)?;
-            ensure!(lab::state(&mut target.qmp()?)? == "running");
-            vm = target;
-        }
-        lab::finish(&vm)?;
-        let verdict = lab::verdict(&vm)?;
+        let (vm, verdict) = moved(&lab, &spec, 5)?;
         drop(vm);
         lab::holds(&disk, verdict, 4096)
     });
+}
+
+/// Both sides have the image open the whole time: what the destination read before it owns it must not count.
+#[test]
+fn on_a_qcow2_image_that_both_sides_see() {
+    need::test(&[Need::Kvm, need::QEMU_IMG], || {
+        let lab = Lab::new()?;
+        let (spec, disk) = lab.with_qcow2(&format!("{WORDS} dirty_mib_s=50"), 16)?;
+        let (mut vm, verdict) = moved(&lab, &spec, 3)?;
+        vm.wait(LIMIT)?;
+        lab::qcow2_holds(&disk, verdict, 4096)
+    });
+}
+
+/// Moves a guest from process to process, and lets it check everything in the last one.
+fn moved(lab: &Lab, spec: &Spec, rounds: u32) -> Result<(Vm, Verdict)> {
+    let mut vm = lab.run(spec)?;
+    for round in 0..rounds {
+        let (target, uri) = lab.destination(spec, &format!("m{round}.sock"))?;
+        let mut qmp = vm.qmp()?;
+        qmp.call("migrate", json!({ "uri": uri }))?;
+        let answer = lab::migrated(&mut qmp)?;
+        ensure!(answer["status"] == "completed", "round {round}: {answer}");
+        ensure!(lab::state(&mut qmp)? == "postmigrate");
+        target.console.wait_dot(LIMIT)?;
+        ensure!(lab::state(&mut target.qmp()?)? == "running");
+        vm = target;
+    }
+    lab::finish(&vm)?;
+    let verdict = lab::verdict(&vm)?;
+    Ok((vm, verdict))
 }
 
 #[test]

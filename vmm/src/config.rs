@@ -36,7 +36,7 @@ pub struct RunArgs {
     /// Number of virtual CPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
-    /// A disk: `path=FILE[,format=raw][,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,queues=N]`;
+    /// A disk: `path=FILE[,format=raw|qcow2][,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,queues=N]`;
     /// write a comma inside a value twice; may be given several times
     #[arg(long = "disk", value_name = "OPTIONS")]
     pub disks: Vec<String>,
@@ -81,13 +81,22 @@ pub enum OnReboot {
     Reset,
 }
 
+/// What the image of a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// The disk's bytes as they are.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
 /// One virtio-blk disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskConfig {
     /// Image file or block device.
     pub path: PathBuf,
-    /// Image format; never guessed from the content. Only `raw` so far.
-    pub format: String,
+    /// Image format; never guessed from the content.
+    pub format: DiskFormat,
     /// Name of the device and its root in the block graph; `disk0`, `disk1`, ... by default.
     pub id: String,
     /// The guest may not write.
@@ -268,7 +277,7 @@ fn parse_disk(text: &str, index: usize) -> Result<DiskConfig> {
     let wrong = |what: String| Error::usage(format!("--disk {text}: {what}"));
     let mut disk = DiskConfig {
         path: PathBuf::new(),
-        format: "raw".to_owned(),
+        format: DiskFormat::Raw,
         id: format!("disk{index}"),
         readonly: false,
         direct: false,
@@ -283,7 +292,14 @@ fn parse_disk(text: &str, index: usize) -> Result<DiskConfig> {
         };
         match key {
             "path" => disk.path = value.into(),
-            "format" => value.clone_into(&mut disk.format),
+            // Never guessed: the first sector of a raw disk is the guest's.
+            "format" => {
+                disk.format = match value {
+                    "raw" => DiskFormat::Raw,
+                    "qcow2" => DiskFormat::Qcow2,
+                    _ => return Err(wrong(format!("format={value}: give raw or qcow2"))),
+                }
+            }
             "id" => value.clone_into(&mut disk.id),
             "readonly" => disk.readonly = parse_switch(text, key, value)?,
             "direct" => disk.direct = parse_switch(text, key, value)?,
@@ -308,10 +324,6 @@ fn parse_disk(text: &str, index: usize) -> Result<DiskConfig> {
 fn check_disk(disk: &DiskConfig) -> std::result::Result<(), String> {
     if disk.path.as_os_str().is_empty() {
         return Err("no path: give path=FILE".to_owned());
-    }
-    // Never guess the format of an image that a guest may write: its first sector is the guest's.
-    if disk.format != "raw" {
-        return Err(format!("format={} is not supported; raw is", disk.format));
     }
     let id_start = disk.id.starts_with(|c: char| c.is_ascii_alphabetic());
     let id_rest = disk.id.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));

@@ -51,7 +51,7 @@ fn everything_given_arrives() {
         config.disks[0],
         DiskConfig {
             path: "a,b.img".into(),
-            format: "raw".into(),
+            format: DiskFormat::Raw,
             id: "root".into(),
             readonly: true,
             direct: true,
@@ -81,7 +81,7 @@ fn each_mistake_is_named_on_one_line() {
     let base = ["--kernel", "k"];
     for (words, part) in [
         (vec!["--disk", "format=raw"], "no path"),
-        (vec!["--disk", "path=x,format=qcow2"], "format=qcow2"),
+        (vec!["--disk", "path=x,format=vhdx"], "format=vhdx: give raw or qcow2"),
         (vec!["--disk", "path=x,cache=none"], "unknown option 'cache'"),
         (vec!["--disk", "path=x,queues=0"], "queues=0"),
         (vec!["--disk", "path=x,readonly=maybe"], "on or off"),

@@ -13,7 +13,12 @@ pub(crate) const LINUX: [(&str, &str); 4] = [
     ("xz", "xz-utils"),
 ];
 /// What else the tests use.
-pub(crate) const PEERS: [(&str, &str); 2] = [("qemu-img", "qemu-utils"), ("python3", "python3")];
+pub(crate) const PEERS: [(&str, &str); 4] = [
+    ("qemu-img", "qemu-utils"),
+    ("nbdkit", "nbdkit"),
+    ("nbdcopy", "libnbd-bin"),
+    ("python3", "python3"),
+];
 /// What else the measurements use.
 pub(crate) const MEASURE: [(&str, &str); 5] = [
     ("fio", "fio"),

@@ -160,6 +160,11 @@ impl BlockdevOptions {
         BlockdevOptions::new(DriverOptions::Raw(RawOptions { file, offset: None, size: None }))
     }
 
+    /// The qcow2 format over another node, with all that the image says.
+    pub fn qcow2(file: BlockdevRef) -> BlockdevOptions {
+        BlockdevOptions::new(DriverOptions::Qcow2(Box::new(Qcow2Options::new(file))))
+    }
+
     /// The raw format over a file of the host: what a disk of a guest is.
     pub fn raw_file(path: impl Into<String>) -> BlockdevOptions {
         BlockdevOptions::raw(BlockdevRef::nested(BlockdevOptions::file(path)))

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use ferry_block::{
-    BackendKind, BlockBackend, BlockHandle, BlockdevOptions, CacheOptions, DiscardMode, EdgePerms,
+    BackendKind, BlockBackend, BlockHandle, BlockdevOptions, BlockdevRef, CacheOptions,
+    DiscardMode, EdgePerms,
 };
 use ferry_devices::irq::{IrqLine, SharedLine};
 use ferry_devices::pci::{PciBus, SLOT_COUNT, intx_gsi};
@@ -18,7 +19,7 @@ use ferry_devices::virtio::transport::{VirtioPci, VirtioPciResources};
 
 use super::events::{Brake, MachineEvent, MachineEvents};
 use super::platform::lock;
-use crate::config::{Config, DiskConfig};
+use crate::config::{Config, DiskConfig, DiskFormat};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kvm::{Doorbells, Line, MsiVectors, Vm};
 use crate::memory::Ram;
@@ -102,7 +103,11 @@ async fn open_image(disk: &DiskConfig, active: bool, graph: &BlockHandle) -> Res
         .path
         .to_str()
         .ok_or_else(|| Error::config(format!("disk '{}': the path is not valid UTF-8", disk.id)))?;
-    let mut options = BlockdevOptions::raw_file(path);
+    let file = BlockdevRef::nested(BlockdevOptions::file(path));
+    let mut options = match disk.format {
+        DiskFormat::Raw => BlockdevOptions::raw(file),
+        DiskFormat::Qcow2 => BlockdevOptions::qcow2(file),
+    };
     options.read_only = Some(disk.readonly);
     options.active = Some(active);
     options.discard = Some(DiscardMode::Unmap);
