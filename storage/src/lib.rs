@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod monitor;
 mod signals;
+mod socket_name;
 
 pub use command::Storage;
 pub use daemon::{Ending, StorageArgs, serve};
@@ -17,3 +18,4 @@ pub use error::{Error, ErrorKind, Result};
 pub use events::signed;
 pub use monitor::{Listener, Monitor};
 pub use signals::Signals;
+pub use socket_name::SocketName;

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use ferry_api::{Controller, Event, EventKind, Interface, Timestamp};
 use ferry_block::{Executor, Notify};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::socket_name::SocketName;
 
 /// How long the last replies may take to leave when the process ends.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -32,7 +33,7 @@ pub struct Monitor {
 /// The listening socket; its file goes away with it.
 pub struct Listener {
     socket: UnixListener,
-    path: PathBuf,
+    _name: SocketName,
 }
 
 impl Listener {
@@ -57,18 +58,11 @@ impl Listener {
         }
         let socket = UnixListener::bind(path)
             .map_err(|e| Error::host(&format!("listen for QMP clients at {name}"), &e))?;
+        let name_in_use = SocketName::bound(path);
         socket
             .set_nonblocking(true)
             .map_err(|e| Error::host(&format!("listen for QMP clients at {name}"), &e))?;
-        Ok(Listener { socket, path: path.to_owned() })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "the QMP socket was gone already");
-        }
+        Ok(Listener { socket, _name: name_in_use })
     }
 }
 

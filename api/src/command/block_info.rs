@@ -1,6 +1,7 @@
 //! Block nodes: what `query-block`, `query-named-block-nodes` and `query-blockstats` return.
 
 use super::blockdev::{DetectZeroes, IoStatus};
+use super::image_info::ImageInfo;
 use crate::schema::object;
 
 object! {
@@ -27,6 +28,7 @@ object! {
 
 object! {
     /// A node: one entry of `query-named-block-nodes`.
+    #[derive(Default)]
     pub struct BlockDeviceInfo {
         /// The file or address below it.
         file: String = "file",
@@ -36,7 +38,9 @@ object! {
         ro: bool = "ro",
         /// Its driver.
         drv: String = "drv",
-        /// How many images are below it.
+        /// The file or address of the image below it.
+        backing_file: Option<String> = "backing_file",
+        /// How many images are below it; not counted when `flat` was asked for.
         backing_file_depth: i64 = "backing_file_depth",
         /// Whether it is encrypted.
         encrypted: bool = "encrypted",
@@ -54,6 +58,34 @@ object! {
         iops_rd: i64 = "iops_rd",
         /// Write limit in requests/s, 0 for none.
         iops_wr: i64 = "iops_wr",
+        /// Limit of bursts in bytes/s.
+        bps_max: Option<i64> = "bps_max",
+        /// Limit of bursts in bytes/s read.
+        bps_rd_max: Option<i64> = "bps_rd_max",
+        /// Limit of bursts in bytes/s written.
+        bps_wr_max: Option<i64> = "bps_wr_max",
+        /// Limit of bursts in requests/s.
+        iops_max: Option<i64> = "iops_max",
+        /// Limit of bursts in requests/s read.
+        iops_rd_max: Option<i64> = "iops_rd_max",
+        /// Limit of bursts in requests/s written.
+        iops_wr_max: Option<i64> = "iops_wr_max",
+        /// Seconds of a burst in bytes/s.
+        bps_max_length: Option<i64> = "bps_max_length",
+        /// Seconds of a burst in bytes/s read.
+        bps_rd_max_length: Option<i64> = "bps_rd_max_length",
+        /// Seconds of a burst in bytes/s written.
+        bps_wr_max_length: Option<i64> = "bps_wr_max_length",
+        /// Seconds of a burst in requests/s.
+        iops_max_length: Option<i64> = "iops_max_length",
+        /// Seconds of a burst in requests/s read.
+        iops_rd_max_length: Option<i64> = "iops_rd_max_length",
+        /// Seconds of a burst in requests/s written.
+        iops_wr_max_length: Option<i64> = "iops_wr_max_length",
+        /// A request counts as one for each so many bytes.
+        iops_size: Option<i64> = "iops_size",
+        /// The throttle group it is in.
+        group: Option<String> = "group",
         /// What is known of the image.
         image: ImageInfo = "image",
         /// Caching.
@@ -66,21 +98,8 @@ object! {
 }
 
 object! {
-    /// An image.
-    pub struct ImageInfo {
-        /// Its file or address.
-        filename: String = "filename",
-        /// Its driver.
-        format: String = "format",
-        /// Bytes it takes up on the host.
-        actual_size: Option<i64> = "actual-size",
-        /// Its length in bytes, as the guest sees it.
-        virtual_size: i64 = "virtual-size",
-    }
-}
-
-object! {
     /// Caching of a node.
+    #[derive(Default)]
     pub struct BlockdevCacheInfo {
         /// Whether the guest is told that it must flush.
         writeback: bool = "writeback",

@@ -8,6 +8,8 @@ mod blockdev;
 mod create;
 mod dirty_bitmap;
 mod export;
+mod image_info;
+mod io_throttle;
 mod job;
 mod migration;
 mod object;
@@ -24,8 +26,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 pub use self::{
-    block_info::*, blockdev::*, create::*, dirty_bitmap::*, export::*, job::*, migration::*,
-    object::*, run_state::*, session::*, socket::*, table::*, transaction::*, yank::*,
+    block_info::*, blockdev::*, create::*, dirty_bitmap::*, export::*, image_info::*,
+    io_throttle::*, job::*, migration::*, object::*, run_state::*, session::*, socket::*, table::*,
+    transaction::*, yank::*,
 };
 use crate::{
     error::QmpError,

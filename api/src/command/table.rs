@@ -80,6 +80,8 @@ commands! {
         BlockdevCreate(BlockdevCreate) -> Empty = "blockdev-create",
         /// Change the length of a node.
         BlockResize(BlockResize) -> Empty = "block_resize",
+        /// Limit what a disk or an export may do in a second.
+        BlockSetIoThrottle(Box<BlockIoThrottle>) -> Empty = "block_set_io_throttle",
         /// List the guest's disks.
         QueryBlock -> Vec<BlockInfo> = "query-block",
         /// List the block nodes.

@@ -419,26 +419,16 @@ fn node(name: &str) -> BlockDeviceInfo {
     BlockDeviceInfo {
         file: format!("/images/{name}"),
         node_name: Some(name.to_owned()),
-        ro: false,
         drv: "raw".into(),
-        backing_file_depth: 0,
-        encrypted: false,
-        detect_zeroes: DetectZeroes::Off,
-        bps: 0,
-        bps_rd: 0,
-        bps_wr: 0,
-        iops: 0,
-        iops_rd: 0,
-        iops_wr: 0,
         image: ImageInfo {
             filename: format!("/images/{name}"),
             format: "raw".into(),
             actual_size: Some(DISK_BYTES),
             virtual_size: DISK_BYTES,
+            ..ImageInfo::default()
         },
-        cache: BlockdevCacheInfo { writeback: true, direct: false, no_flush: false },
-        write_threshold: 0,
-        dirty_bitmaps: None,
+        cache: BlockdevCacheInfo { writeback: true, ..BlockdevCacheInfo::default() },
+        ..BlockDeviceInfo::default()
     }
 }
 

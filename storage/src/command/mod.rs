@@ -3,6 +3,8 @@
 mod bitmap;
 mod blockdev;
 mod export;
+mod image_info;
+mod io_throttle;
 mod job;
 mod object;
 mod query;
@@ -21,6 +23,7 @@ use serde_json::Value;
 
 use crate::events;
 use bitmap::Change;
+use image_info::Depth;
 use job::{Family, Verb};
 
 type Result<T> = std::result::Result<T, QmpError>;
@@ -74,7 +77,10 @@ impl Storage {
     pub async fn execute(&self, command: BlockCommand) -> Result<Value> {
         match command {
             BlockCommand::QueryBlock => reply(&self.query_block().await?),
-            BlockCommand::QueryNamedBlockNodes(_) => reply(&self.query_named_block_nodes().await?),
+            BlockCommand::QueryNamedBlockNodes(arguments) => {
+                let depth = Depth::from_flat(arguments.flat.unwrap_or(false));
+                reply(&self.query_named_block_nodes(depth).await?)
+            }
             BlockCommand::QueryBlockstats(arguments) => {
                 let nodes = arguments.query_nodes.unwrap_or(false);
                 reply(&self.query_blockstats(nodes).await?)
@@ -101,6 +107,9 @@ impl Storage {
             BlockCommand::BlockdevSetActive(arguments) => self.blockdev_set_active(arguments).await,
             BlockCommand::BlockdevCreate(arguments) => self.blockdev_create(arguments).await,
             BlockCommand::BlockResize(arguments) => self.block_resize(arguments).await,
+            BlockCommand::BlockSetIoThrottle(arguments) => {
+                self.block_set_io_throttle(*arguments).await
+            }
             BlockCommand::ObjectAdd(arguments) => self.object_add(arguments).await,
             BlockCommand::ObjectDel(arguments) => self.object_del(arguments).await,
             BlockCommand::QomSet(arguments) => self.qom_set(arguments).await,

@@ -2,11 +2,13 @@
 
 use ferry_api::command::{
     self, BlockDeviceInfo, BlockDeviceStats, BlockDirtyInfo, BlockInfo, BlockStats,
-    BlockdevCacheInfo, ImageInfo, IoStatus,
+    BlockdevCacheInfo, IoStatus,
 };
 use ferry_block::bitmap::BitmapState;
 use ferry_block::{BackendKind, BlockBackend, BlockGraph, BlockNode, DetectZeroes, OpStats};
 
+use super::image_info::{Depth, backing_of, image_info};
+use super::io_throttle::with_limits;
 use super::{Result, Storage, qmp_error};
 use crate::events::signed;
 
@@ -17,9 +19,13 @@ impl Storage {
     }
 
     /// All nodes that have a name.
-    pub(super) async fn query_named_block_nodes(&self) -> Result<Vec<BlockDeviceInfo>> {
-        self.with_graph(|graph| {
-            graph.nodes().iter().filter(|n| is_named(n)).map(node_info).collect()
+    pub(super) async fn query_named_block_nodes(
+        &self,
+        depth: Depth,
+    ) -> Result<Vec<BlockDeviceInfo>> {
+        self.with_graph(move |graph| {
+            let nodes = graph.nodes();
+            nodes.iter().filter(|n| is_named(n)).map(|node| node_info(node, depth)).collect()
         })
         .await
     }
@@ -64,54 +70,47 @@ fn visible(backend: &BlockBackend) -> BlockNode {
 }
 
 fn block_info(backend: &BlockBackend) -> BlockInfo {
+    let info = node_info(&visible(backend), Depth::Chain);
+    let inserted = match backend.throttle() {
+        Some(group) => with_limits(info, &group),
+        None => info,
+    };
     BlockInfo {
         device: backend.name().to_owned(),
         qdev: backend.tag(),
         kind: "unknown".to_owned(),
         removable: false,
         locked: false,
-        inserted: Some(node_info(&visible(backend))),
+        inserted: Some(inserted),
         tray_open: None,
         io_status: Some(IoStatus::Ok),
     }
 }
 
-fn node_info(node: &BlockNode) -> BlockDeviceInfo {
-    let filename = file_of(node);
+fn node_info(node: &BlockNode, depth: Depth) -> BlockDeviceInfo {
     let options = node.options();
     let bitmaps: Vec<_> = node.bitmaps().iter().map(|b| dirty_info(b)).collect();
     BlockDeviceInfo {
-        file: filename.clone(),
+        file: file_of(node),
         node_name: Some(node.name().to_owned()),
         ro: node.is_read_only(),
         drv: node.format().to_owned(),
-        backing_file_depth: 0,
-        encrypted: false,
+        backing_file: backing_of(node).map(|below| file_of(&below)),
+        backing_file_depth: depth.count(node),
         detect_zeroes: match options.detect_zeroes {
             DetectZeroes::Off => command::DetectZeroes::Off,
             DetectZeroes::On => command::DetectZeroes::On,
             DetectZeroes::Unmap => command::DetectZeroes::Unmap,
         },
-        bps: 0,
-        bps_rd: 0,
-        bps_wr: 0,
-        iops: 0,
-        iops_rd: 0,
-        iops_wr: 0,
-        image: ImageInfo {
-            filename,
-            format: node.format().to_owned(),
-            actual_size: None,
-            virtual_size: signed(node.len()),
-        },
+        image: image_info(node, depth),
         cache: BlockdevCacheInfo { writeback: true, direct: options.direct, no_flush: false },
-        write_threshold: 0,
         dirty_bitmaps: Some(bitmaps).filter(|bitmaps| !bitmaps.is_empty()),
+        ..BlockDeviceInfo::default()
     }
 }
 
 /// The file a node's data is in: its own, or that of the first node below that has one.
-fn file_of(node: &BlockNode) -> String {
+pub(super) fn file_of(node: &BlockNode) -> String {
     let below = || node.children().first().map(|edge| file_of(&edge.node()));
     node.filename().or_else(below).unwrap_or_default()
 }

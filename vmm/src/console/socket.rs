@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use ferry_block::Executor;
 use ferry_devices::serial::FdSink;
+use ferry_storage::SocketName;
 
 use super::{Cable, Nobody, SharedSerial, lock};
 use crate::error::{Error, ErrorKind, Result};
@@ -17,8 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) struct Listener {
     socket: UnixListener,
     path: PathBuf,
-    /// Only the first of several handles removes the file.
-    owns_path: bool,
+    /// Only the first of several handles takes the file with it.
+    _name: Option<SocketName>,
 }
 
 impl Listener {
@@ -29,14 +30,15 @@ impl Listener {
         };
         remove_stale(path).map_err(failed)?;
         let socket = UnixListener::bind(path).map_err(failed)?;
+        let name = SocketName::bound(path);
         socket.set_nonblocking(true).map_err(failed)?;
-        Ok(Listener { socket, path: path.to_owned(), owns_path: true })
+        Ok(Listener { socket, path: path.to_owned(), _name: Some(name) })
     }
 
     pub(super) fn try_clone(&self) -> Result<Listener> {
         let socket =
             self.socket.try_clone().map_err(|e| Error::host("share the serial socket", e))?;
-        Ok(Listener { socket, path: self.path.clone(), owns_path: false })
+        Ok(Listener { socket, path: self.path.clone(), _name: None })
     }
 
     /// Plug in one client after the other, for ever.
@@ -75,14 +77,6 @@ fn plug(client: &UnixStream, cable: &Cable, serial: &SharedSerial) -> io::Result
     cable.output.set(Some(sink.as_raw_fd()));
     lock(serial).set_sink(Box::new(sink));
     Ok(File::from(OwnedFd::from(client.try_clone()?)))
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if self.owns_path && fs::remove_file(&self.path).is_err() {
-            tracing::debug!("socket {} was gone already", self.path.display());
-        }
-    }
 }
 
 /// A socket that nobody listens at is left over from a process that died.

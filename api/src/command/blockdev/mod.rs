@@ -21,8 +21,10 @@ enumeration! {
 
 enumeration! {
     /// Whether writes of zeroes are recognised.
+    #[derive(Default)]
     pub enum DetectZeroes {
         /// They are written like any data.
+        #[default]
         Off = "off",
         /// They become write-zeroes requests.
         On = "on",
@@ -246,7 +248,7 @@ object! {
     /// Arguments of `query-named-block-nodes`.
     #[derive(Default)]
     pub struct QueryNamedBlockNodes {
-        /// Leave out nested image information. Ours is never nested.
+        /// Leave out the images below (default false).
         flat: Option<bool> = "flat",
     }
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::bitmap::{ToStore, load_bitmaps, store_bitmaps};
 use super::header::Header;
 use super::image::{Condition, Image};
+use super::open::beside;
 use crate::bitmap::DirtyBitmap;
 use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
@@ -39,6 +40,16 @@ impl Qcow2Driver {
     /// The edge to what is below the image, if there is anything.
     pub fn backing(&self) -> Option<Edge> {
         self.image.backing()
+    }
+
+    /// The name of the backing file that the image gives, seen from the working directory.
+    pub fn full_backing_file(&self) -> Option<String> {
+        let name = self.image.header.borrow().backing_file.clone()?;
+        if name.starts_with("json:") {
+            return Some(name);
+        }
+        let image = self.image.file.node().filename();
+        beside(image.as_deref(), &name).ok()
     }
 
     /// Puts another node below the image, or none. The caller has drained the node and knows that

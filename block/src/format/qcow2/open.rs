@@ -164,7 +164,7 @@ async fn probe(node: &BlockNode) -> Result<&'static str> {
 }
 
 /// The path of a file that an image names, relative to the image's directory.
-fn beside(image: Option<&str>, name: &str) -> Result<String> {
+pub(super) fn beside(image: Option<&str>, name: &str) -> Result<String> {
     let name = name.strip_prefix("file:").unwrap_or(name);
     if Path::new(name).is_absolute() {
         return Ok(name.to_owned());

@@ -1,0 +1,93 @@
+//! QMP's `ImageInfo` of a node, with the images below it.
+
+use ferry_api::command::{
+    ImageInfo, ImageInfoSpecific, ImageInfoSpecificKind, ImageInfoSpecificQcow2,
+    ImageInfoSpecificQcow2Data, Qcow2CompressionType,
+};
+use ferry_block::format::qcow2::Qcow2Driver;
+use ferry_block::format::qcow2::header::{Compatible, Compression, Header, Incompatible, Version};
+use ferry_block::{BlockNode, ChildRole};
+
+use super::query::file_of;
+use crate::events::signed;
+
+/// Whether the images below an image are described with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// The image alone; QEMU then does not count those below it either.
+    Flat,
+    /// All of them.
+    Chain,
+}
+
+impl Depth {
+    pub(super) fn from_flat(flat: bool) -> Depth {
+        if flat { Depth::Flat } else { Depth::Chain }
+    }
+
+    /// How many nodes are described below `node`.
+    pub(super) fn count(self, node: &BlockNode) -> i64 {
+        let below = |node: &BlockNode| self.next(node);
+        signed(std::iter::successors(below(node), below).count() as u64)
+    }
+
+    fn next(self, node: &BlockNode) -> Option<BlockNode> {
+        match self {
+            Depth::Flat => None,
+            Depth::Chain => {
+                child(node, ChildRole::Backing).or_else(|| child(node, ChildRole::Filtered))
+            }
+        }
+    }
+}
+
+/// The image below an image.
+pub(super) fn backing_of(node: &BlockNode) -> Option<BlockNode> {
+    child(node, ChildRole::Backing)
+}
+
+fn child(node: &BlockNode, role: ChildRole) -> Option<BlockNode> {
+    node.children().iter().find(|edge| edge.role() == role).map(|edge| edge.node())
+}
+
+/// What is known of `node`. Nothing is read from it: snapshots and stored bitmaps are not told.
+pub(super) fn image_info(node: &BlockNode, depth: Depth) -> ImageInfo {
+    let plain = ImageInfo {
+        filename: file_of(node),
+        format: node.format().to_owned(),
+        virtual_size: signed(node.len()),
+        backing_image: depth.next(node).map(|below| Box::new(image_info(&below, depth))),
+        ..ImageInfo::default()
+    };
+    let Some(driver) = node.driver::<Qcow2Driver>() else { return plain };
+    let header = driver.header();
+    ImageInfo {
+        dirty_flag: Some(header.incompatible.contains(Incompatible::DIRTY)),
+        cluster_size: Some(signed(header.geometry.cluster_size())),
+        full_backing_filename: driver.full_backing_file(),
+        format_specific: Some(qcow2(driver, &header)),
+        backing_filename: header.backing_file,
+        backing_filename_format: header.extensions.backing_format,
+        ..plain
+    }
+}
+
+fn qcow2(driver: &Qcow2Driver, header: &Header) -> ImageInfoSpecific {
+    let is_v3 = header.geometry.version() != Version::V2;
+    let in_v3 = |value: bool| is_v3.then_some(value);
+    let has_data_file = header.geometry.has_external_data();
+    let data = ImageInfoSpecificQcow2 {
+        compat: if is_v3 { "1.1" } else { "0.10" }.to_owned(),
+        data_file: header.extensions.data_file.clone().filter(|_| has_data_file),
+        data_file_raw: has_data_file.then(|| header.is_data_file_raw()),
+        extended_l2: in_v3(header.geometry.has_extended_l2()),
+        lazy_refcounts: in_v3(header.compatible.contains(Compatible::LAZY_REFCOUNTS)),
+        corrupt: in_v3(driver.is_corrupt() || header.incompatible.contains(Incompatible::CORRUPT)),
+        refcount_bits: i64::from(header.geometry.refcount_bits()),
+        compression_type: match header.compression {
+            Compression::Zlib => Qcow2CompressionType::Zlib,
+            Compression::Zstd => Qcow2CompressionType::Zstd,
+        },
+    };
+    ImageInfoSpecific { kind: ImageInfoSpecificKind::Qcow2(ImageInfoSpecificQcow2Data { data }) }
+}
