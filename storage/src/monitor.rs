@@ -28,12 +28,14 @@ pub struct Monitor {
     /// Output, room for input, or an end: every loop looks again.
     changed: Notify,
     controller: Weak<dyn Controller>,
+    /// Of the sockets that it listens at.
+    names: RefCell<Vec<SocketName>>,
 }
 
 /// The listening socket; its file goes away with it.
 pub struct Listener {
     socket: UnixListener,
-    _name: SocketName,
+    name: SocketName,
 }
 
 impl Listener {
@@ -62,7 +64,7 @@ impl Listener {
         socket
             .set_nonblocking(true)
             .map_err(|e| Error::host(&format!("listen for QMP clients at {name}"), &e))?;
-        Ok(Listener { socket, _name: name_in_use })
+        Ok(Listener { socket, name: name_in_use })
     }
 }
 
@@ -78,20 +80,21 @@ impl Monitor {
             server: RefCell::new(Server::new(interface, Limits::default())),
             changed: Notify::new(),
             controller,
+            names: RefCell::default(),
         })
     }
 
     /// Takes connections as long as the process lives.
     pub fn listen(self: &Rc<Self>, listener: Listener) {
+        let Listener { socket, name } = listener;
+        self.names.borrow_mut().push(name);
         let this = Rc::clone(self);
         drop(self.executor.spawn(async move {
             loop {
-                match listener.socket.accept() {
+                match socket.accept() {
                     Ok((stream, _)) => this.welcome(stream),
                     Err(e) if e.kind() == IoErrorKind::WouldBlock => {
-                        if let Err(error) =
-                            this.executor.readable(listener.socket.as_raw_fd()).await
-                        {
+                        if let Err(error) = this.executor.readable(socket.as_raw_fd()).await {
                             tracing::error!(%error, "no more QMP clients can connect");
                             return;
                         }
@@ -118,8 +121,10 @@ impl Monitor {
         self.changed.notify_all();
     }
 
-    /// Waits until all clients have what they were sent, but not for clients that do not read.
+    /// Takes the sockets' names away, then waits until all clients have what they were sent, but not
+    /// for clients that do not read.
     pub async fn say_goodbye(&self) {
+        self.names.borrow_mut().clear();
         let deadline = self.now() + FAREWELL;
         let waits = || self.server.borrow().needing_attention().next().is_some();
         while waits() && self.now() < deadline {

@@ -77,7 +77,11 @@ fn normal(value: Value, dir: &str) -> Value {
             Value::Array(list)
         }
         Value::Object(members) => {
-            let kept = members.into_iter().filter(|(name, _)| !LEFT_OUT.contains(&name.as_str()));
+            // How long the file of an image is depends on who wrote it.
+            let is_file = members.get("format").is_some_and(|format| format == "file");
+            let kept = members.into_iter().filter(|(name, _)| {
+                !LEFT_OUT.contains(&name.as_str()) && !(is_file && name == "virtual-size")
+            });
             kept.map(|(name, value)| (name, normal(value, dir))).collect()
         }
         other => other,
