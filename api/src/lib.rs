@@ -98,6 +98,8 @@ pub mod interface;
 pub mod keyval;
 pub mod qmp;
 pub mod schema;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use command::{Command, Controller, LocalBoxFuture};
 pub use error::{ErrorClass, QmpError};

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod fault;
+mod fuzz;
 mod model;
 mod overlay;
 mod rng;
@@ -10,6 +11,9 @@ mod tool;
 
 pub use conformance::{CONFORMANCE_LEN, conformance};
 pub use fault::{Effect, Fault, SimOp};
+pub use fuzz::{
+    fuzz_nbd_client, fuzz_nbd_server, fuzz_qcow2, nbd_client_seeds, nbd_server_seeds, qcow2_seeds,
+};
 pub use model::Model;
 pub use overlay::Overlay;
 pub use rng::Rng;

@@ -21,6 +21,8 @@ use crate::notify::Notify;
 
 /// The unit that survives a crash as a whole, in bytes.
 const SECTOR: usize = 512;
+/// How long a disk can become: it takes up memory. Bytes.
+const LONGEST: u64 = 256 << 20;
 
 /// What a simulated disk is like.
 #[derive(Clone, Debug)]
@@ -449,6 +451,9 @@ impl BlockDriver for SimDisk {
     async fn resize(&self, len: u64) -> Result<()> {
         if !self.0.options.resizable {
             return Err(Error::new(ErrorKind::Unsupported, "a simulated disk keeps its length"));
+        }
+        if len > LONGEST {
+            return Err(Error::new(ErrorKind::NoSpace, "a simulated disk is in memory"));
         }
         self.0.delay().await;
         let mut medium = self.0.medium.borrow_mut();
