@@ -1,3 +1,4 @@
+//! What a server may say to the NBD client driver.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,3 +1,4 @@
+//! What a client may say to the NBD server.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

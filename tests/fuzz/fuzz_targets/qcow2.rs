@@ -1,3 +1,4 @@
+//! What a qcow2 image may hold.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -38,6 +38,11 @@ const HELLO: usize = 18;
 const STYLES: [HeaderStyle; 3] =
     [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended];
 
+thread_local! {
+    /// One for all inputs, as a process has: a connection that outlives its input would show in the end.
+    static EXECUTOR: Executor = Executor::new(Clock::real()).expect("an executor");
+}
+
 /// Says the bytes to a server; how many bytes it answers.
 ///
 /// # Panics
@@ -52,7 +57,7 @@ pub fn fuzz_nbd_server(data: &[u8]) -> usize {
 /// # Panics
 /// There is a mistake in what is tested, or there is no room for a socket.
 pub fn fuzz_nbd_client(data: &[u8]) -> u32 {
-    let executor = Executor::new(Clock::real()).expect("an executor");
+    let executor = EXECUTOR.with(Executor::clone);
     let graph = BlockGraph::new(executor.clone());
     let folder = Folder::new();
     let listener = UnixListener::bind(folder.socket()).expect("a new socket");
@@ -123,7 +128,7 @@ fn join(turns: &[Vec<u8>]) -> Vec<u8> {
 
 /// What a server answers to each turn of a client.
 fn said_by_server(turns: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    let executor = Executor::new(Clock::real()).expect("an executor");
+    let executor = EXECUTOR.with(Executor::clone);
     let graph = BlockGraph::new(executor.clone());
     let folder = Folder::new();
     executor.block_on(async {
