@@ -1,7 +1,7 @@
 //! `ferry img`: makes, looks at, checks and copies disk images, with the arguments, output and exit
 //! statuses that a `qemu-img` user expects.
 //!
-//! [`location`] reads what a user names an image by, [`session`] opens it in a block graph on this
+//! `location` reads what a user names an image by, `session` opens it in a block graph on this
 //! thread; every subcommand is a file of its own.
 
 mod amend;

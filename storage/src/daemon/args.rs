@@ -21,10 +21,10 @@ pub struct StorageArgs {
     #[arg(long, value_name = "OPTIONS")]
     pub blockdev: Vec<String>,
     /// Listen for NBD clients: addr.type=unix,addr.path=SOCKET or
-    /// addr.type=inet,addr.host=HOST,addr.port=PORT[,tls-creds=ID][,max-connections=N]
+    /// addr.type=inet,addr.host=HOST,addr.port=PORT, and if wanted tls-creds=ID, max-connections=N
     #[arg(long, value_name = "OPTIONS")]
     pub nbd_server: Option<String>,
-    /// Export a node: nbd,id=ID,node-name=NODE[,name=NAME][,writable=on][,bitmaps.0=NAME]
+    /// Export a node: nbd,id=ID,node-name=NODE, and if wanted name=NAME, writable=on, bitmaps.0=NAME
     #[arg(long, value_name = "OPTIONS")]
     pub export: Vec<String>,
     /// Listen for QMP clients on this socket: unix:PATH or PATH

@@ -1,6 +1,6 @@
 //! The `throttle` filter: requests wait so that they stay within the limits of a group.
 //!
-//! [`limits`] has what a user may ask for, [`bucket`] the arithmetic of one quantity, [`group`]
+//! `limits` has what a user may ask for, `bucket` the arithmetic of one quantity, `group`
 //! the members that share limits and who is served next.
 
 mod bucket;

@@ -1,6 +1,6 @@
 //! The `nbd` driver: a disk that an NBD server exports.
 //!
-//! A [`Session`] has the requests, its links the connections; both outlive neither the driver nor an
+//! A `Session` has the requests, its links the connections; both outlive neither the driver nor an
 //! order to [`abandon`] them.
 
 mod command;

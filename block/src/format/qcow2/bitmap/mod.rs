@@ -1,6 +1,6 @@
 //! Persistent dirty bitmaps: qcow2 specification, "Bitmaps".
 //!
-//! [`directory`] lists them, [`bits`] is what one consists of, [`store`] replaces all of them.
+//! `directory` lists them, `bits` is what one consists of, `store` replaces all of them.
 //!
 //! Their life in a running image: the node loads them when it is activated and stores them when it
 //! is inactivated; the driver calls [`mark_in_use`] before the first write in between. Adding,

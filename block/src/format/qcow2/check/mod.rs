@@ -4,10 +4,10 @@
 //! elsewhere, or the driver, with its caches written out, no request under way, and everything
 //! read again afterwards if something was repaired.
 //!
-//! 1. [`walk`] counts the references to every cluster, in [`counts`];
-//! 2. [`compare`] holds the refcounts against that, and repairs them in place;
-//! 3. [`rebuild`] makes the refcount structures anew when they are what is broken;
-//! 4. [`flags`] looks at the entries that say that they are the only ones.
+//! 1. `walk` counts the references to every cluster, in `counts`;
+//! 2. `compare` holds the refcounts against that, and repairs them in place;
+//! 3. `rebuild` makes the refcount structures anew when they are what is broken;
+//! 4. `flags` looks at the entries that say that they are the only ones.
 //!
 //! Memory: a byte for each cluster in use, 1 GiB at most, and one table at a time.
 

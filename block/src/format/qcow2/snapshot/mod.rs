@@ -1,7 +1,7 @@
 //! Internal snapshots: qcow2 specification, "Snapshots".
 //!
 //! A snapshot is a copy of the L1 table; everything that hangs on it is shared, and copied when the
-//! disk changes. [`table`] is how they are listed, [`tree`] what hangs on one, [`ops`] what can be
+//! disk changes. `table` is how they are listed, `tree` what hangs on one, `ops` what can be
 //! done with them.
 
 mod ops;
