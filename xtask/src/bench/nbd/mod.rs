@@ -153,8 +153,11 @@ fn run(server: &Server, load: Load, seconds: u64) -> Result<Figures> {
     fio.arg(format!("--rw={}", load.rw)).arg(format!("--bs={}", load.bytes));
     fio.arg(format!("--iodepth={}", load.depth)).arg(format!("--runtime={seconds}"));
     let before = server.cpu()?;
-    let report: Value = serde_json::from_str(&command::output(&mut fio)?)?;
+    let said = command::output(&mut fio)?;
     let cpu = server.cpu()? - before;
+    // It greets the server before it reports.
+    let report = said.find('{').and_then(|start| said.get(start..)).context("fio tells nothing")?;
+    let report: Value = serde_json::from_str(report)?;
     let side = if load.rw.contains("read") { "read" } else { "write" };
     let field = |name: &str| report["jobs"][0][side][name].as_f64().context("fio tells nothing");
     let (iops, bytes, done) = (field("iops")?, field("bw_bytes")?, field("total_ios")?);
