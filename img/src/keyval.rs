@@ -1,5 +1,6 @@
 //! Lists of `key=value`, as `-o`, `--image-opts` and `--object` take them.
 
+use ferry_api::keyval::split;
 use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
@@ -7,29 +8,11 @@ use crate::failure::{Failure, Result};
 /// The pairs of a list, in order. A comma in a value is written twice; a key without a value is
 /// on, and `noKEY` without a value is left to whoever knows the key.
 pub(crate) fn pairs(text: &str) -> Vec<(String, String)> {
-    let mut parts = vec![String::new()];
-    let mut chars = text.chars().peekable();
-    while let Some(char) = chars.next() {
-        match char {
-            ',' if chars.peek() == Some(&',') => {
-                chars.next();
-                push(&mut parts, ',');
-            }
-            ',' => parts.push(String::new()),
-            other => push(&mut parts, other),
-        }
-    }
     let pair = |part: String| match part.split_once('=') {
         Some((key, value)) => (key.to_owned(), value.to_owned()),
         None => (part, "on".to_owned()),
     };
-    parts.into_iter().filter(|part| !part.is_empty()).map(pair).collect()
-}
-
-fn push(parts: &mut [String], char: char) {
-    if let Some(last) = parts.last_mut() {
-        last.push(char);
-    }
+    split(text).into_iter().filter(|part| !part.is_empty()).map(pair).collect()
 }
 
 /// `on` and `off` with their synonyms.

@@ -19,7 +19,7 @@ const LONG_FILES: [(&str, &str); 0] = [];
 const IMPORTS: [(&str, &[&str]); 9] = [
     ("block", &[]),
     ("api", &[]),
-    ("img", &["ferry-block"]),
+    ("img", &["ferry-api", "ferry-block"]),
     ("migration", &[]),
     ("devices", &["ferry-block", "ferry-migration"]),
     ("storage", &["ferry-api", "ferry-block"]),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use ferry_api::keyval;
 
 use crate::error::{Error, Result};
 
@@ -249,22 +250,6 @@ fn parse_memory(text: &str) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Split `key=value,key=value`; two commas are one comma of a value.
-fn split_options(text: &str) -> Vec<String> {
-    let mut options = vec![String::new()];
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c != ',' {
-            options.last_mut().expect("never empty").push(c);
-        } else if chars.next_if_eq(&',').is_some() {
-            options.last_mut().expect("never empty").push(',');
-        } else {
-            options.push(String::new());
-        }
-    }
-    options
-}
-
 fn parse_switch(disk: &str, key: &str, value: &str) -> Result<bool> {
     match value {
         "on" | "yes" | "true" => Ok(true),
@@ -284,7 +269,7 @@ fn parse_disk(text: &str, index: usize) -> Result<DiskConfig> {
         serial: None,
         queues: None,
     };
-    for option in split_options(text) {
+    for option in keyval::split(text) {
         let (key, value) = match option.split_once('=') {
             Some(pair) => pair,
             None if matches!(option.as_str(), "readonly" | "direct") => (option.as_str(), "on"),

@@ -45,9 +45,7 @@ impl Compress {
         let cluster = image.limits().discard_granularity;
         Ok(Compress { file: graph.filter_edge(file, ChildRole::Filtered)?, cluster })
     }
-}
 
-impl Compress {
     /// How many of `len` bytes from `at` the disk has: its last cluster may reach past its end.
     fn there(&self, at: u64, len: usize) -> usize {
         let left = self.file.len().saturating_sub(at);
