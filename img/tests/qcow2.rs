@@ -2,35 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run its programs has failed")]
 
+mod rig;
+
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use rig::{OURS, Rig};
 use serde_json::Value;
-use tempfile::TempDir;
-
-const OURS: &str = env!("CARGO_BIN_EXE_ferry-img");
-
-struct Rig(TempDir);
 
 impl Rig {
-    fn new() -> Option<Rig> {
-        if Command::new("qemu-img").arg("--version").output().is_err() {
-            eprintln!("skipped: qemu-img is not installed");
-            return None;
-        }
-        Some(Rig(tempfile::tempdir().unwrap()))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, program: &str, arguments: &str) -> Output {
-        let arguments = arguments.split_whitespace();
-        Command::new(program).args(arguments).current_dir(self.0.path()).output().unwrap()
-    }
-
     fn ours(&self, arguments: &str) -> Output {
         let output = self.run(OURS, arguments);
         assert!(output.status.success(), "{arguments}: {output:?}");
@@ -54,24 +34,6 @@ impl Rig {
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");
-    }
-
-    fn both(&self, arguments: &str) -> (Output, Output) {
-        let (ours, theirs) = (self.run(OURS, arguments), self.run("qemu-img", arguments));
-        assert_eq!(ours.status.code(), theirs.status.code(), "{arguments}: {ours:?} {theirs:?}");
-        (ours, theirs)
-    }
-
-    fn same_json(&self, arguments: &str) {
-        let (ours, theirs) = self.both(arguments);
-        let parse = |output: &Output| serde_json::from_slice::<Value>(&output.stdout).unwrap();
-        assert_eq!(parse(&ours), parse(&theirs), "{arguments}");
-    }
-
-    fn same_text(&self, arguments: &str) {
-        let (ours, theirs) = self.both(arguments);
-        let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(text(&ours), text(&theirs), "{arguments}");
     }
 
     fn same_content(&self, first: &str, second: &str) {
@@ -104,7 +66,7 @@ const CREATIONS: [&str; 9] = [
 
 #[test]
 fn new_images_are_what_qemu_img_makes() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     for arguments in CREATIONS {
         let arguments = format!("create -f qcow2 {arguments}");
@@ -138,7 +100,7 @@ fn new_images_are_what_qemu_img_makes() {
 
 #[test]
 fn images_are_described_as_qemu_img_does() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     rig.qemu_img("create -q -f qcow2 -o data_file=d.raw,data_file_raw=on ext.qcow2 1M");
     rig.qemu_img("create -q -f qcow2 -o compat=0.10 old.qcow2 1M");
@@ -156,7 +118,7 @@ fn images_are_described_as_qemu_img_does() {
 
 #[test]
 fn checks_find_what_qemu_img_finds() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     for arguments in ["check top.qcow2", "check -f qcow2 base.qcow2"] {
         rig.same_text(arguments);
@@ -185,7 +147,7 @@ fn checks_find_what_qemu_img_finds() {
 
 #[test]
 fn lengths_are_foretold_as_qemu_img_does() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     rig.qemu_img("convert -O raw top.qcow2 a.raw");
     for arguments in [
@@ -205,7 +167,7 @@ fn lengths_are_foretold_as_qemu_img_does() {
 
 #[test]
 fn copies_to_and_from_qcow2_hold_the_same() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     for (arguments, target) in [
         ("convert -O raw top.qcow2 o.raw", "o.raw"),
@@ -235,7 +197,7 @@ fn copies_to_and_from_qcow2_hold_the_same() {
 
 #[test]
 fn maps_are_those_of_qemu_img() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     rig.qemu_img("create -q -f qcow2 -o cluster_size=4k small.qcow2 3M");
     rig.qemu_io("small.qcow2", &["write 1M 100k", "write -z 1032k 12k", "discard 1100k 8k"]);
@@ -249,7 +211,7 @@ fn maps_are_those_of_qemu_img() {
 
 #[test]
 fn lengths_change_as_qemu_img_changes_them() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     rig.ours("resize base.qcow2 +6M");
     rig.qemu_img("check base.qcow2");
@@ -260,7 +222,7 @@ fn lengths_change_as_qemu_img_changes_them() {
 
 #[test]
 fn another_image_below_changes_nothing_that_is_read() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     rig.qemu_img("create -q -f qcow2 -b top.qcow2 -F qcow2 leaf.qcow2");
     rig.qemu_io("leaf.qcow2", &["write -P 9 100k 300k", "write -z 5M 64k"]);
@@ -285,7 +247,7 @@ fn another_image_below_changes_nothing_that_is_read() {
 
 #[test]
 fn what_is_committed_is_below_and_gone_above() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     rig.qemu_img("create -q -f qcow2 -b top.qcow2 -F qcow2 leaf.qcow2 14M");
     rig.qemu_io("leaf.qcow2", &["write -P 9 100k 300k", "write -z 0 64k", "write -P 1 13M 1M"]);
@@ -306,7 +268,7 @@ fn what_is_committed_is_below_and_gone_above() {
 
 #[test]
 fn snapshots_are_taken_applied_and_deleted() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     rig.qemu_img("convert -O raw base.qcow2 before.raw");
     rig.ours("snapshot -c one base.qcow2");
@@ -326,7 +288,7 @@ fn snapshots_are_taken_applied_and_deleted() {
 
 #[test]
 fn bitmaps_change_as_qemu_img_changes_them() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     let same = |steps: &[&str]| {
         let infos = [OURS, "qemu-img"].map(|program| {
             rig.qemu_img("create -q -f qcow2 a.qcow2 10M");
@@ -368,7 +330,7 @@ fn bitmaps_change_as_qemu_img_changes_them() {
 
 #[test]
 fn a_copy_takes_the_bitmaps_along() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     rig.qemu_io("top.qcow2", &["write -P 3 2M 64k"]);
     let bitmaps = |name: &str| {
@@ -392,7 +354,7 @@ fn a_copy_takes_the_bitmaps_along() {
 
 #[test]
 fn options_are_amended_as_qemu_img_does() {
-    let Some(rig) = Rig::new() else { return };
+    let Some(rig) = Rig::empty() else { return };
     chain(&rig);
     for options in [
         "lazy_refcounts=on",

@@ -3,26 +3,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run its programs has failed")]
 
+mod rig;
+
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
-use serde_json::Value;
-use tempfile::TempDir;
-
-const OURS: &str = env!("CARGO_BIN_EXE_ferry-img");
-
-/// A folder with a sparse image `a.raw` of 5 MiB and a bit.
-struct Rig(TempDir);
+use rig::{OURS, Rig};
 
 impl Rig {
+    /// A folder with a sparse image `a.raw` of 5 MiB and a bit.
     fn new() -> Option<Rig> {
-        if Command::new("qemu-img").arg("--version").output().is_err() {
-            eprintln!("skipped: qemu-img is not installed");
-            return None;
-        }
-        let rig = Rig(tempfile::tempdir().unwrap());
+        let rig = Rig::empty()?;
         let file = fs::File::create(rig.path("a.raw")).unwrap();
         file.set_len((5 << 20) + 512).unwrap();
         file.write_all_at(&[7; 70_000], 1 << 20).unwrap();
@@ -31,36 +24,8 @@ impl Rig {
         Some(rig)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, program: &str, arguments: &str) -> Output {
-        let arguments = arguments.split_whitespace();
-        Command::new(program).args(arguments).current_dir(self.0.path()).output().unwrap()
-    }
-
     fn ours(&self, arguments: &str) -> Output {
         self.run(OURS, arguments)
-    }
-
-    /// Runs both with the same arguments; the exit statuses must be the same.
-    fn both(&self, arguments: &str) -> (Output, Output) {
-        let (ours, theirs) = (self.ours(arguments), self.run("qemu-img", arguments));
-        assert_eq!(ours.status.code(), theirs.status.code(), "{arguments}: {ours:?} {theirs:?}");
-        (ours, theirs)
-    }
-
-    fn same_json(&self, arguments: &str) {
-        let (ours, theirs) = self.both(arguments);
-        let parse = |output: &Output| serde_json::from_slice::<Value>(&output.stdout).unwrap();
-        assert_eq!(parse(&ours), parse(&theirs), "{arguments}");
-    }
-
-    fn same_text(&self, arguments: &str) {
-        let (ours, theirs) = self.both(arguments);
-        let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(text(&ours), text(&theirs), "{arguments}");
     }
 
     fn bytes(&self, name: &str) -> Vec<u8> {
