@@ -84,7 +84,9 @@ impl Kit {
     pub fn boot_root(&self, disk: &Path) -> Result<(Spec, Vm)> {
         let spec = self.spec(&self.vmlinux, "root", 2).disk(Disk::new("disk0", disk));
         let vm = Vm::start(&self.monitor, &spec)?;
-        wait_ack(&vm, 1).with_context(|| vm.complaints())?;
+        wait_ack(&vm, 1).with_context(|| {
+            format!("the guest wrote nothing; its monitor said {:?}", vm.complaints())
+        })?;
         Ok((spec, vm))
     }
 }
