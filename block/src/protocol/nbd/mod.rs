@@ -5,6 +5,7 @@
 
 mod command;
 mod connect;
+mod filename;
 mod incoming;
 mod link;
 mod negotiate;
