@@ -87,6 +87,30 @@ pub(crate) fn fallocate(fd: RawFd, mode: i32, at: u64, len: u64) -> io::Result<u
     check(i64::from(unsafe { libc::fallocate(fd, mode, at, len) }))
 }
 
+/// `copy_file_range(2)`, all of it: `len` bytes at `from` of `source` to `at` of `target`.
+pub(crate) fn copy(
+    source: BorrowedFd<'_>,
+    from: u64,
+    target: BorrowedFd<'_>,
+    at: u64,
+    len: usize,
+) -> io::Result<()> {
+    let (mut from, mut at, mut rest) = (signed(from)?, signed(at)?, len);
+    while rest > 0 {
+        let (source, target) = (source.as_raw_fd(), target.as_raw_fd());
+        let places = (&raw mut from, &raw mut at);
+        // SAFETY: the kernel reads and writes the two offsets, which live on this frame.
+        let result = unsafe { libc::copy_file_range(source, places.0, target, places.1, rest, 0) };
+        match check(result as i64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => rest -= usize::try_from(count).unwrap_or(rest).min(rest),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// `fdatasync(2)`.
 pub(crate) fn fdatasync(fd: RawFd) -> io::Result<u64> {
     // SAFETY: no memory is passed.

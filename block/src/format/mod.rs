@@ -2,3 +2,6 @@
 
 pub mod qcow2;
 pub mod raw;
+mod recognise;
+
+pub use recognise::{PROBED_BYTES, recognise};

@@ -9,9 +9,11 @@ use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
 use crate::edge::{ChildRole, Edge, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::{PROBED_BYTES, recognise};
 use crate::graph::BlockGraph;
 use crate::node::BlockNode;
 use crate::open::{BlockdevRef, Opening};
+use crate::ranges::{RangeGuard, RangeLocks};
 
 /// The members that `raw` has in `blockdev-add`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -23,13 +25,17 @@ pub struct RawOptions {
     pub offset: Option<u64>,
     /// Bytes of the window (default: all that follow, however many they become).
     pub size: Option<u64>,
+    /// Nobody said that the image is raw, it only looks so: it must not come to look like something else.
+    #[serde(skip)]
+    pub guessed: bool,
 }
 
 impl RawOptions {
     pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<BlockNode> {
         let file = opening.child(&self.file, ChildRole::File).await?;
         let offset = self.offset.unwrap_or(0);
-        opening.add(RawDriver::new(opening.graph(), &file, offset, self.size)?).await
+        let driver = RawDriver::new(opening.graph(), &file, offset, self.size)?;
+        opening.add(RawDriver { guessed: self.guessed.then(RangeLocks::new), ..driver }).await
     }
 }
 
@@ -38,6 +44,9 @@ pub struct RawDriver {
     file: Edge,
     offset: u64,
     size: Cell<Option<u64>>,
+    /// Set if the content has decided that the image is raw. Then it must not be made to look like
+    /// another format, which the next one to guess would believe.
+    guessed: Option<RangeLocks>,
 }
 
 impl RawDriver {
@@ -64,7 +73,38 @@ impl RawDriver {
             return Err(Error::new(ErrorKind::InvalidArgument, context));
         }
         let file = graph.filter_edge(file, ChildRole::File)?;
-        Ok(RawDriver { file, offset, size: Cell::new(size) })
+        Ok(RawDriver { file, offset, size: Cell::new(size), guessed: None })
+    }
+
+    /// The node below, and which byte of it the byte `at` is.
+    pub(crate) fn place(&self, at: u64) -> Result<(BlockNode, u64)> {
+        Ok((self.file.node(), self.below(at..at)?.start))
+    }
+
+    /// Refuses a write that would make an image that was taken for raw look like something else.
+    /// What may be written is a copy, for the owner of the buffer could change it after the look.
+    /// Until the guard is dropped no other write to the block that is looked at begins.
+    async fn check_guess(
+        &self,
+        locks: &RangeLocks,
+        at: u64,
+        from: &IoBuf,
+    ) -> Result<(RangeGuard, IoBuf)> {
+        let from = IoBuf::from_vec(&from.to_vec());
+        let guard = locks.lock(0..1, true).await;
+        let len = usize::try_from(self.len()).unwrap_or(usize::MAX).min(PROBED_BYTES);
+        let head = IoBuf::alloc(len);
+        self.file.read(self.below(0..0)?.start, head.clone()).await?;
+        let mut head = head.to_vec();
+        let start = usize::try_from(at).unwrap_or(usize::MAX).min(len);
+        let end = start.saturating_add(from.len()).min(len);
+        from.slice(0..end - start).copy_to(&mut head[start..end]);
+        let Some(format) = recognise(&head) else { return Ok((guard, from)) };
+        let text = format!(
+            "the format of the image was not given and taken to be raw, so a write to its first \
+             block that makes it look like '{format}' is refused: give the format 'raw' to allow it"
+        );
+        Err(Error::new(ErrorKind::PermissionDenied, text))
     }
 
     /// The file's range behind a range of ours. The file may have become shorter since the node
@@ -112,8 +152,16 @@ impl BlockDriver for RawDriver {
     }
 
     async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
-        let at = self.below(at..at)?.start;
-        self.file.write(at, from, flags).await
+        let place = self.below(at..at)?.start;
+        match &self.guessed {
+            Some(locks) if at < PROBED_BYTES as u64 => {
+                let (guard, from) = self.check_guess(locks, at, &from).await?;
+                let written = self.file.write(place, from, flags).await;
+                drop(guard);
+                written
+            }
+            _ => self.file.write(place, from, flags).await,
+        }
     }
 
     async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {

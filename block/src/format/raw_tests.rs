@@ -12,7 +12,7 @@ fn graph() -> (Executor, BlockGraph, tempfile::NamedTempFile) {
 }
 
 fn over(file: BlockdevRef, offset: u64, size: Option<u64>) -> BlockdevOptions {
-    let window = RawOptions { file, offset: Some(offset), size };
+    let window = RawOptions { file, offset: Some(offset), size, guessed: false };
     BlockdevOptions::new(DriverOptions::Raw(window))
 }
 
@@ -82,5 +82,39 @@ fn two_windows_of_one_node_share_it_for_reading() {
         let _b = graph.add_backend(BackendKind::Device, "b", &second, EdgePerms::READ).unwrap();
         let writer = graph.add_backend(BackendKind::Export, "c", &second, EdgePerms::READ_WRITE);
         assert_eq!(writer.unwrap_err().kind(), ErrorKind::PermissionConflict);
+    });
+}
+
+#[test]
+fn an_image_that_was_taken_for_raw_never_comes_to_look_like_something_else() {
+    let (executor, graph, file) = graph();
+    let path = file.path().to_str().unwrap();
+    executor.block_on(async {
+        let mut options = BlockdevOptions::raw_file(path);
+        if let DriverOptions::Raw(raw) = &mut options.driver {
+            raw.guessed = true;
+        }
+        let node = graph.open(&options).await.unwrap();
+        let write =
+            async |at, bytes: &[u8]| node.write(at, IoBuf::from_vec(bytes), WriteFlags::NONE).await;
+        let before = std::fs::read(path).unwrap();
+        let whole = [b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 8192]].concat();
+        let error = write(0, &whole).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        assert!(error.to_string().contains("'qcow2'"), "{error}");
+        // Not in pieces either, one after the other or at once.
+        write(0, b"QFI").await.unwrap();
+        assert!(write(3, b"\xfb").await.is_err());
+        write(0, b"xx").await.unwrap();
+        let part = |at, bytes: &[u8]| {
+            let (node, bytes) = (node.clone(), IoBuf::from_vec(bytes));
+            executor.spawn(async move { node.write(at, bytes, WriteFlags::NONE).await })
+        };
+        let (one, other) = (part(0, b"QF"), part(2, b"I\xfb"));
+        assert!(one.await.is_err() != other.await.is_err());
+        // Elsewhere and otherwise it is a disk like any other.
+        write(512, &whole).await.unwrap();
+        write(0, &before).await.unwrap();
+        assert!(std::fs::read(path).unwrap() == before);
     });
 }

@@ -6,6 +6,7 @@
 
 mod align;
 mod attached;
+mod offload;
 mod stats;
 mod stored;
 

@@ -26,7 +26,7 @@ fn members_that_do_not_belong_or_are_missing_are_named() {
                      "file": {"driver": "host_device", "filename": "x"}, "offset": 512}"#;
     let DriverOptions::Raw(raw) = parse(window).unwrap().driver else { panic!() };
     let below = BlockdevRef::nested(BlockdevOptions::file("x"));
-    assert_eq!(raw, RawOptions { file: below, offset: Some(512), size: None });
+    assert_eq!(raw, RawOptions { file: below, offset: Some(512), size: None, guessed: false });
     let refused = |text: &str| parse(text).unwrap_err();
     assert!(refused(r#"{"driver": "file"}"#).contains("`filename`"));
     assert!(refused(r#"{"driver": "raw"}"#).contains("`file`"));

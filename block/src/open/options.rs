@@ -157,7 +157,12 @@ impl BlockdevOptions {
 
     /// The raw format over another node.
     pub fn raw(file: BlockdevRef) -> BlockdevOptions {
-        BlockdevOptions::new(DriverOptions::Raw(RawOptions { file, offset: None, size: None }))
+        BlockdevOptions::new(DriverOptions::Raw(RawOptions {
+            file,
+            offset: None,
+            size: None,
+            guessed: false,
+        }))
     }
 
     /// The qcow2 format over another node, with all that the image says.

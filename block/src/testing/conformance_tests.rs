@@ -62,6 +62,7 @@ fn raw_over_a_simulated_disk() {
             file: BlockdevRef::Name("sim".into()),
             offset: Some(4096),
             size: Some(CONFORMANCE_LEN),
+            guessed: false,
         };
         let window = BlockdevOptions::new(DriverOptions::Raw(window));
         let node = graph.open(&window).await.unwrap();

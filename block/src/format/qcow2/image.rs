@@ -18,6 +18,7 @@ use super::map::Map;
 use super::options::{CacheSizes, OverlapFlags};
 use super::overlap::{Kind, Regions};
 use super::refcounts::Refcounts;
+use super::snapshot::SnapshotRef;
 use crate::buf::IoBuf;
 use crate::driver::WriteFlags;
 use crate::edge::Edge;
@@ -66,6 +67,8 @@ pub(super) struct Image {
     /// Guest data outside the image file.
     pub(super) data: Option<Edge>,
     pub(super) backing: RefCell<Option<Edge>>,
+    /// What is shown instead of the disk.
+    pub(super) snapshot: Option<SnapshotRef>,
     pub(super) behaviour: Behaviour,
     pub(super) condition: Cell<Condition>,
     pub(super) header: RefCell<Header>,
@@ -103,6 +106,7 @@ impl Image {
         executor: &Executor,
         witness: Witness,
         below: Below,
+        snapshot: Option<SnapshotRef>,
         header: Header,
         behaviour: Behaviour,
     ) -> Rc<Image> {
@@ -115,6 +119,7 @@ impl Image {
             file: below.file,
             data: below.data,
             backing: RefCell::new(below.backing),
+            snapshot,
             behaviour,
             condition: Cell::new(Condition::Inactive),
             geometry: Cell::new(header.geometry),

@@ -64,11 +64,13 @@ mod resize;
 pub mod snapshot;
 #[cfg(test)]
 mod test_rig;
+mod usage;
 mod write;
 mod zero;
 
 pub use driver::Qcow2Driver;
 pub use options::{BackingRef, OverlapCheck, OverlapFlags, OverlapTemplate, Qcow2Options};
+pub use usage::referenced_clusters;
 
 #[cfg(test)]
 mod tests;

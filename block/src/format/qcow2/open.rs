@@ -6,17 +6,18 @@ use super::driver::Qcow2Driver;
 use super::header::Header;
 use super::image::{Behaviour, Below, Image, Witness};
 use super::options::{BackingRef, Qcow2Options};
+use super::snapshot::load_header;
 use crate::buf::IoBuf;
 use crate::edge::{ChildRole, EdgePerms, Perms};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::{PROBED_BYTES, recognise};
 use crate::job::JobRegistry;
 use crate::node::BlockNode;
 use crate::open::{BlockdevOptions, BlockdevRef, DiscardMode, DriverOptions, Opening};
+use crate::protocol::nbd::NbdOptions;
 
 /// Seconds after which an unused part of the cache is given up, QEMU's default.
 const CLEAN_INTERVAL: u64 = 600;
-/// What a qcow2 image begins with.
-const MAGIC: [u8; 4] = *b"QFI\xfb";
 
 impl Qcow2Options {
     pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<BlockNode> {
@@ -24,10 +25,15 @@ impl Qcow2Options {
             return refuse(ErrorKind::Unsupported, "encrypted images are not supported");
         }
         let (graph, read_only) = (opening.graph(), opening.node_options().read_only);
+        if self.x_snapshot.is_some() && !read_only {
+            let text = "a snapshot can only be opened read-only";
+            return refuse(ErrorKind::InvalidArgument, text);
+        }
         let perms = if read_only { EdgePerms::READ } else { storage_perms() };
         let node = opening.child(&self.file, ChildRole::File).await?;
         let file = graph.edge(&node, ChildRole::File, perms)?;
-        let header = Header::load(&file).await?;
+        let snapshot = self.x_snapshot.as_ref();
+        let header = load_header(&file, snapshot).await?;
         let directory = node.filename();
         let data = match self.open_data(opening, &header, directory.as_deref()).await? {
             Some(node) => Some(graph.edge(&node, ChildRole::Data, perms)?),
@@ -41,7 +47,8 @@ impl Qcow2Options {
         let below = Below { file, data, backing };
         let jobs = JobRegistry::of(graph);
         let witness = Witness { jobs, node_name: opening.options().node_name.clone() };
-        let image = Image::new(graph.executor(), witness, below, header, behaviour);
+        let image =
+            Image::new(graph.executor(), witness, below, snapshot.cloned(), header, behaviour);
         image.reload().await?;
         opening.add(Qcow2Driver::new(image)).await
     }
@@ -116,8 +123,8 @@ impl Qcow2Options {
     }
 }
 
-/// The node that a backing file name means: a path, relative to the image's directory, or
-/// `json:` with the options of `blockdev-add`. The file itself, if it had to be opened to find out
+/// The node that a backing file name means: a path, relative to the image's directory, the address
+/// of an NBD export, or `json:` with the options of `blockdev-add`. The file itself, if it had to be opened to find out
 /// its format, is returned to be kept until the node is there.
 async fn backing_options(
     opening: &Opening<'_>,
@@ -131,7 +138,10 @@ async fn backing_options(
         })?;
         return Ok((BlockdevRef::nested(options), None));
     }
-    let file = BlockdevOptions::file(beside(image, name)?);
+    let file = match NbdOptions::from_filename(name) {
+        Some(options) => BlockdevOptions::new(DriverOptions::Nbd(options?)),
+        None => BlockdevOptions::file(beside(image, name)?),
+    };
     let (file, format, probed) = match format {
         Some(format) => (BlockdevRef::nested(file), format.to_owned(), None),
         None => {
@@ -155,12 +165,10 @@ async fn backing_options(
 
 /// The format of a file that nobody will write: only then may its content decide.
 async fn probe(node: &BlockNode) -> Result<&'static str> {
-    let start = IoBuf::alloc(MAGIC.len());
-    if node.len() < MAGIC.len() as u64 {
-        return Ok("raw");
-    }
+    let len = usize::try_from(node.len()).unwrap_or(usize::MAX).min(PROBED_BYTES);
+    let start = IoBuf::alloc(len);
     node.read(0, start.clone()).await?;
-    Ok(if start.to_vec() == MAGIC { "qcow2" } else { "raw" })
+    Ok(recognise(&start.to_vec()).unwrap_or("raw"))
 }
 
 /// The path of a file that an image names, relative to the image's directory.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer};
 
+use super::snapshot::SnapshotRef;
 use crate::error::{Error, ErrorKind, Result};
 use crate::open::BlockdevRef;
 
@@ -33,6 +34,8 @@ pub struct Qcow2Options {
     pub cache_clean_interval: Option<u64>,
     /// Discarded clusters keep their place in the file, so that it does not fragment.
     pub discard_no_unref: Option<bool>,
+    /// Show an internal snapshot instead of the disk: by id or else name, or `{id, name}`.
+    pub x_snapshot: Option<SnapshotRef>,
     /// Refused: encrypted images are not supported.
     pub encrypt: Option<serde_json::Value>,
 }
@@ -142,6 +145,7 @@ impl Qcow2Options {
             refcount_cache_size: None,
             cache_clean_interval: None,
             discard_no_unref: None,
+            x_snapshot: None,
             encrypt: None,
         }
     }

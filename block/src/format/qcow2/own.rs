@@ -7,7 +7,7 @@ use super::entry::{L1Entry, RefcountTableEntry, refcount};
 use super::header::{Header, Incompatible, Version};
 use super::image::{Condition, Image};
 use super::overlap::Kind;
-use super::snapshot::load_snapshots;
+use super::snapshot::{load_header, load_snapshots};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Refcount blocks that are read to find where the used part of the file ends.
@@ -16,7 +16,7 @@ const MAX_END_BLOCKS: usize = 16;
 impl Image {
     /// Forgets everything that was read before, and reads what is always in memory.
     pub(super) async fn reload(&self) -> Result<()> {
-        let header = Header::load(&self.file).await?;
+        let header = load_header(&self.file, self.snapshot.as_ref()).await?;
         header.check_against(self.file.len())?;
         if header.geometry.cluster_bits() != self.geometry().cluster_bits() {
             let text = format!("{} has another cluster size than when it was opened", self.name());

@@ -44,8 +44,6 @@ fn snapshots_of_both_programs_are_taken_gone_back_to_and_deleted_by_both() {
         rig.on("a", async |file| apply_snapshot(file, "theirs").await).unwrap();
         rig.assert_clean("a");
         rig.qemu_io("a", &["read -P 1 0 512k", "read -P 3 512k 1M", "read -P 4 3M 4k"]);
-        std::fs::copy(rig.path("a"), "/tmp/q2dbg.qcow2").unwrap();
-        println!("OPT {options}");
         rig.qemu_img(&["snapshot", "-a", "1", "a"]);
         rig.qemu_io("a", &["read -P 1 0 1M", "read -P 0 1M 512k", "read -P 2 3M 64k"]);
         rig.on("a", async |file| delete_snapshot(file, "2").await).unwrap();

@@ -120,6 +120,26 @@ impl FileDriver {
         Error::from_io(error, format!("cannot {verb} '{}'", self.path))
     }
 
+    /// Copies `len` bytes at `from` of another file to `at`, by the kernel alone.
+    pub(crate) async fn copy_from(
+        &self,
+        at: u64,
+        source: &FileDriver,
+        from: u64,
+        len: usize,
+    ) -> Result<()> {
+        let failed = |error| {
+            let error = self.failed(&format!("copy '{}' to", source.path), error);
+            match error.errno() {
+                libc::EXDEV | libc::EINVAL => error.with_kind(ErrorKind::Unsupported),
+                _ => error,
+            }
+        };
+        let source = source.fd().try_clone_to_owned().map_err(failed)?;
+        let copied = self.io.blocking(move |fd| sys::copy(source.as_fd(), from, fd, at, len)).await;
+        copied.map_err(failed)
+    }
+
     fn lock(&self, perms: EdgePerms) -> Result<()> {
         match self.mode.locking {
             Locking::Off => Ok(()),

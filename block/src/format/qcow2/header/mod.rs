@@ -214,7 +214,7 @@ impl Header {
     }
 
     /// Everything that can be said without looking at the file.
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let geometry = self.geometry;
         if i64::try_from(self.size).is_err() {
             return refuse(format!("size is {}, more than any file can have", self.size));

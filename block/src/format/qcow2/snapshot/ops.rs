@@ -137,7 +137,7 @@ async fn open(file: &Edge) -> Result<AtRest<'_>> {
 }
 
 /// The snapshot with this id, or else with this name.
-fn find(snapshots: &[Snapshot], wanted: &str) -> Result<usize> {
+pub(super) fn find(snapshots: &[Snapshot], wanted: &str) -> Result<usize> {
     let by_id = snapshots.iter().position(|snapshot| snapshot.id == wanted);
     by_id
         .or_else(|| snapshots.iter().position(|snapshot| snapshot.name == wanted))
