@@ -6,6 +6,7 @@ use ferry_block::format::qcow2::header::{Header, Version};
 
 use crate::failure::{Failure, Result};
 use crate::keyval::{self, boolean};
+use crate::naming::Naming;
 use crate::session::{Access, Request, Session};
 use crate::size;
 
@@ -22,9 +23,8 @@ const CREATION_ONLY: [&str; 6] = [
 /// Arguments of `amend`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Format of the image
-    #[arg(short)]
-    format: Option<String>,
+    #[command(flatten)]
+    image: Naming,
     /// Options of the format, as key=value,...
     #[arg(short, required = true)]
     options: Vec<String>,
@@ -40,18 +40,13 @@ pub struct Arguments {
     /// Accepted: the tables are always written through
     #[arg(short)]
     t: Option<String>,
-    /// The image is named by options
-    #[arg(long)]
-    image_opts: bool,
     /// The image
     filename: String,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
-    Session::run(async |session| {
-        let read = Request::read(&arguments.filename, arguments.format.as_deref());
-        let image_opts = arguments.image_opts;
-        let request = Request { access: Access::Resize, image_opts, ..read };
+    Session::run(&arguments.image.objects, async |session| {
+        let request = arguments.image.request(&arguments.filename, Access::Resize);
         let (format, image) = session.open_container(&request).await?;
         if format != "qcow2" {
             let text = format!("Format driver '{format}' does not support option amendment");
@@ -65,8 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         file.flush().await?;
         if let Some(size) = size.filter(|size| *size != header.size) {
             session.forget(image);
-            let read = Request::read(&arguments.filename, Some("qcow2"));
-            let request = Request { access: Access::Resize, image_opts, ..read };
+            let request = Request { format: Some("qcow2"), ..request };
             session.open(&request).await?.root.resize(size).await?;
         }
         Ok(0)

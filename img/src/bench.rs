@@ -7,7 +7,7 @@ use clap::Args;
 use ferry_block::{IoBuf, WriteFlags};
 
 use crate::failure::{Failure, Result};
-use crate::object::Objects;
+use crate::naming::Reading;
 use crate::output::print;
 use crate::session::{Access, Cache, Request, Session};
 use crate::size;
@@ -16,16 +16,13 @@ use crate::size;
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    objects: Objects,
+    image: Reading,
     /// Requests to make
     #[arg(short, default_value_t = 75_000)]
     count: u64,
     /// Requests at once
     #[arg(short, default_value_t = 64)]
     depth: u64,
-    /// Format of the image
-    #[arg(short)]
-    format: Option<String>,
     /// Flush after so many writes
     #[arg(long, default_value_t = 0)]
     flush_interval: u64,
@@ -53,12 +50,6 @@ pub struct Arguments {
     /// Write instead of reading
     #[arg(short)]
     write: bool,
-    /// Also while another program writes to the image
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// The image is named by options
-    #[arg(long)]
-    image_opts: bool,
     /// The image
     filename: String,
 }
@@ -86,17 +77,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     }
     let (offset, len) = (size::parse(&arguments.offset)?, size::parse(&arguments.size)?);
     let step = arguments.step.as_deref().map_or(Ok(len), size::parse)?;
-    Session::run(async |session| {
-        arguments.objects.load(session).await?;
-        let access = match (arguments.write, arguments.force_share) {
-            (true, _) => Access::Write,
-            (false, true) => Access::Share,
-            (false, false) => Access::Read,
-        };
+    Session::run(arguments.image.objects(), async |session| {
         let cache = Cache::parse(&arguments.t)?;
-        let read = Request::read(&arguments.filename, arguments.format.as_deref());
-        let request = Request { image_opts: arguments.image_opts, access, cache, ..read };
-        let image = session.open(&request).await?;
+        let access = arguments.write.then_some(Access::Write);
+        let request = arguments.image.request(&arguments.filename, access);
+        let image = session.open(&Request { cache, ..request }).await?;
         let bytes = usize::try_from(len).ok().filter(|len| *len > 0);
         let Some(bytes) = bytes.filter(|_| offset.saturating_add(len) <= image.len()) else {
             return Err(Failure::new("a request does not fit the image"));

@@ -9,6 +9,7 @@ use ferry_block::format::qcow2::header::Header;
 use ferry_block::{Edge, Error};
 
 use crate::failure::{Failure, Result};
+use crate::naming::Naming;
 use crate::session::{Access, Request, Session};
 use crate::size;
 
@@ -26,12 +27,8 @@ pub struct Arguments {
     /// Bytes of a granule of a new bitmap
     #[arg(short)]
     granularity: Option<String>,
-    /// Format of the image
-    #[arg(short)]
-    format: Option<String>,
-    /// The image is named by options
-    #[arg(long)]
-    image_opts: bool,
+    #[command(flatten)]
+    image: Naming,
     /// The image
     filename: String,
     /// The bitmap
@@ -136,10 +133,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge",
         ));
     }
-    Session::run(async |session| {
-        let read = Request::read(&arguments.filename, arguments.format.as_deref());
-        let image_opts = arguments.image_opts;
-        let request = Request { access: Access::Resize, image_opts, ..read };
+    Session::run(&arguments.image.objects, async |session| {
+        let request = arguments.image.request(&arguments.filename, Access::Resize);
         let (format, file) = session.open_container(&request).await?;
         if format != "qcow2" {
             return Err(Failure::new(format!("images of format '{format}' have no bitmaps")));

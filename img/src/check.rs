@@ -5,9 +5,9 @@ use ferry_block::format::qcow2::check::{CheckReport, Repair, check};
 use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
-use crate::object::Objects;
+use crate::naming::Reading;
 use crate::output::{Output, print, print_json};
-use crate::session::{Access, Request, Session};
+use crate::session::{Access, Session};
 
 /// Exit statuses beyond 0 for a good image and 1 for a check that could not be done.
 const CORRUPT: u8 = 2;
@@ -18,10 +18,7 @@ const UNSUPPORTED: u8 = 63;
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    objects: Objects,
-    /// Format of the image
-    #[arg(short)]
-    format: Option<String>,
+    image: Reading,
     /// For people or for programs
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
@@ -34,12 +31,6 @@ pub struct Arguments {
     /// Accepted: the whole image is read in any case
     #[arg(short = 'T')]
     cache: Option<String>,
-    /// Also while another program writes to it
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// The image is named by options
-    #[arg(long)]
-    image_opts: bool,
     /// The image
     filename: String,
 }
@@ -54,16 +45,9 @@ enum What {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
-    Session::run(async |session| {
-        arguments.objects.load(session).await?;
-        let access = match (arguments.repair, arguments.force_share) {
-            (Some(_), _) => Access::Resize,
-            (None, true) => Access::Share,
-            (None, false) => Access::Read,
-        };
+    Session::run(arguments.image.objects(), async |session| {
         let name = &arguments.filename;
-        let read = Request::read(name, arguments.format.as_deref());
-        let request = Request { access, image_opts: arguments.image_opts, ..read };
+        let request = arguments.image.request(name, arguments.repair.map(|_| Access::Resize));
         let (format, file) = session.open_container(&request).await?;
         if format != "qcow2" {
             let text = "This image format does not support checks";

@@ -7,6 +7,7 @@ use ferry_block::{BlockNode, Edge};
 
 use crate::convert::{Copy, Source};
 use crate::failure::{Failure, Result};
+use crate::naming::Naming;
 use crate::output::print;
 use crate::progress::Progress;
 use crate::session::{Access, Cache, Image, Request, Session};
@@ -18,9 +19,8 @@ const DEPTH: u16 = 8;
 /// Arguments of `commit`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Format of the image
-    #[arg(short)]
-    format: Option<String>,
+    #[command(flatten)]
+    image: Naming,
     /// Cache mode of the image that is written
     #[arg(short, default_value = "writeback")]
     target_cache: String,
@@ -39,22 +39,16 @@ pub struct Arguments {
     /// Say nothing
     #[arg(short)]
     quiet: bool,
-    /// The image is named by options
-    #[arg(long)]
-    image_opts: bool,
     /// The image
     filename: String,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
-    Session::run(async |session| {
-        let image_opts = arguments.image_opts;
-        let read = Request::read(&arguments.filename, arguments.format.as_deref());
+    Session::run(&arguments.image.objects, async |session| {
         // The file is locked here; the chain, the lowest of which will be written, is not.
-        let request = Request { access: Access::Resize, image_opts, ..read.clone() };
+        let request = arguments.image.request(&arguments.filename, Access::Resize);
         let (_, file) = session.open_container(&request).await?;
-        let request = Request { access: Access::Share, image_opts, ..read };
-        let image = session.open(&request).await?;
+        let image = session.open(&Request { access: Access::Share, ..request }).await?;
         let (base, next) = base(&image, arguments.base.as_deref())?;
         let target = open_base(session, arguments, &base).await?;
         if target.len() < image.len() {
@@ -112,6 +106,7 @@ fn copy(arguments: &Arguments, image: &Image, base: BlockNode, target: &Image) -
         // What is zero in the image must become so below, but its data is data.
         sparse: u64::from(target.node.limits().discard_granularity.max(4096)),
         zero: false,
+        offload: false,
         salvage: false,
         rate: arguments.rate.as_deref().map(size::parse).transpose()?,
     })

@@ -6,10 +6,10 @@ use clap::Args;
 use ferry_block::{BlockNode, ExtentKind, IoBuf};
 
 use crate::failure::{Failure, Result};
-use crate::object::Objects;
+use crate::naming::Reading;
 use crate::output::print;
 use crate::progress::Progress;
-use crate::session::{Access, Cache, Image, Request, Session};
+use crate::session::{Cache, Image, Request, Session};
 
 /// Bytes that are compared at once.
 const PIECE: u64 = 2 << 20;
@@ -22,10 +22,7 @@ const SECTOR: usize = 512;
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    objects: Objects,
-    /// Format of the first image
-    #[arg(short)]
-    format: Option<String>,
+    images: Reading,
     /// Format of the second image
     #[arg(short = 'F')]
     second_format: Option<String>,
@@ -41,12 +38,6 @@ pub struct Arguments {
     /// Show a progress bar
     #[arg(short)]
     progress: bool,
-    /// Also while other programs write to them
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// The images are named by options
-    #[arg(long)]
-    image_opts: bool,
     /// The first image
     first: String,
     /// The second image
@@ -62,16 +53,15 @@ enum Verdict {
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     // Statuses above 1 are errors: 1 says that the images differ.
     let cache = Cache::parse(&arguments.cache).map_err(|failure| failure.with_status(2))?;
-    Session::run(async |session| {
-        arguments.objects.load(session).await?;
-        let access = if arguments.force_share { Access::Share } else { Access::Read };
-        let open = async |name: &str, format: Option<&str>| {
-            let read = Request::read(name, format);
-            let request = Request { image_opts: arguments.image_opts, access, cache, ..read };
+    Session::run(arguments.images.objects(), async |session| {
+        let open = async |request: Request<'_>| {
+            let request = Request { cache, ..request };
             session.open(&request).await.map_err(|failure| failure.with_status(2))
         };
-        let first = open(&arguments.first, arguments.format.as_deref()).await?;
-        let second = open(&arguments.second, arguments.second_format.as_deref()).await?;
+        let first = open(arguments.images.request(&arguments.first, None)).await?;
+        let second = arguments.images.request(&arguments.second, None);
+        let format = arguments.second_format.as_deref();
+        let second = open(Request { format, ..second }).await?;
         let (text, status) = match compare(arguments, &first, &second).await? {
             Verdict::Same => ("Images are identical.".to_owned(), 0),
             Verdict::Different(text) => (text, 1),

@@ -9,6 +9,7 @@ use ferry_block::format::qcow2;
 use crate::failure::{Failure, Result};
 use crate::keyval;
 use crate::location::Location;
+use crate::object::Objects;
 use crate::output::print;
 use crate::qcow2::{NewQcow2, beside};
 use crate::session::{Access, Image, Request, Session};
@@ -20,6 +21,8 @@ const SECTOR: u64 = 512;
 /// Arguments of `create`.
 #[derive(Debug, Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    objects: Objects,
     /// Format of the new image
     #[arg(short, default_value = "raw")]
     format: String,
@@ -88,7 +91,7 @@ pub(crate) struct New<'a> {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let size = arguments.size.as_deref().map(size::parse).transpose()?;
-    Session::run(async |session| {
+    Session::run(&arguments.objects, async |session| {
         let new = New {
             name: &arguments.filename,
             format: &arguments.format,

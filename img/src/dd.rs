@@ -5,9 +5,9 @@ use clap::Args;
 use crate::convert::{Copy, Source};
 use crate::create::{self, New};
 use crate::failure::{Failure, Result};
-use crate::object::Objects;
+use crate::naming::Copying;
 use crate::progress::Progress;
-use crate::session::{Access, Cache, Request, Session};
+use crate::session::{Cache, Session};
 use crate::size;
 
 /// Requests at once.
@@ -17,19 +17,10 @@ const DEPTH: u16 = 8;
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    objects: Objects,
-    /// Format of the source
-    #[arg(short)]
-    format: Option<String>,
+    source: Copying,
     /// Format of the target
     #[arg(short = 'O', default_value = "raw")]
     target_format: String,
-    /// Also while another program writes to the source
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// The source is named by options
-    #[arg(long)]
-    image_opts: bool,
     /// if=FILE, of=FILE, bs=BYTES (512), count=BLOCKS, skip=BLOCKS
     #[arg(required = true)]
     operands: Vec<String>,
@@ -71,12 +62,8 @@ impl Operands {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let operands = Operands::parse(&arguments.operands)?;
-    Session::run(async |session| {
-        arguments.objects.load(session).await?;
-        let access = if arguments.force_share { Access::Share } else { Access::Read };
-        let read = Request::read(&operands.source, arguments.format.as_deref());
-        let request = Request { image_opts: arguments.image_opts, access, ..read };
-        let source = session.open(&request).await?;
+    Session::run(arguments.source.objects(), async |session| {
+        let source = session.open(&arguments.source.request(&operands.source)).await?;
         let end = operands.count.map_or(u64::MAX, |count| count.saturating_mul(operands.block));
         let start = operands.skip.saturating_mul(operands.block);
         if start > source.len() {
@@ -108,6 +95,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             cluster: 1,
             sparse: 4096,
             zero: true,
+            offload: false,
             salvage: false,
             rate: None,
         };

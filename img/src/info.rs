@@ -4,10 +4,10 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
-use crate::object::Objects;
+use crate::naming::Reading;
 use crate::output::{Output, print, print_json};
 use crate::qcow2;
-use crate::session::{Access, Request, Session, disk_size};
+use crate::session::{Request, Session, disk_size};
 use crate::size;
 
 /// Deepest chain that is followed.
@@ -17,29 +17,19 @@ const MAX_CHAIN: usize = 200;
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    objects: Objects,
-    /// Format of the image
-    #[arg(short)]
-    format: Option<String>,
+    image: Reading,
     /// For people or for programs
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
     /// The images below it, too
     #[arg(long)]
     backing_chain: bool,
-    /// Also while another program writes to it
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// The image is named by options
-    #[arg(long)]
-    image_opts: bool,
     /// The image
     filename: String,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
-    Session::run(async |session| {
-        arguments.objects.load(session).await?;
+    Session::run(arguments.image.objects(), async |session| {
         let chain = chain(session, arguments).await?;
         match (arguments.output, arguments.backing_chain) {
             (Output::Json, true) => print_json(&Value::Array(chain))?,
@@ -57,14 +47,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
 
 /// The image, and those below it if they are asked for.
 async fn chain(session: &Session, arguments: &Arguments) -> Result<Vec<Value>> {
-    let access = if arguments.force_share { Access::Share } else { Access::Read };
+    let first = Request { alone: true, ..arguments.image.request(&arguments.filename, None) };
     let mut name = arguments.filename.clone();
-    let mut format = arguments.format.clone();
-    let mut image_opts = arguments.image_opts;
+    let mut format = None;
     let mut chain = Vec::new();
     loop {
-        let read = Request::read(&name, format.as_deref());
-        let request = Request { image_opts, access, alone: true, ..read };
+        let request = match chain.is_empty() {
+            true => first.clone(),
+            false => {
+                let format: Option<&str> = format.as_deref();
+                Request { name: &name, format, image_opts: false, ..first }
+            }
+        };
         let info = describe(session, &request).await?;
         let below = info.get("full-backing-filename").and_then(Value::as_str).map(str::to_owned);
         format = info.get("backing-filename-format").and_then(Value::as_str).map(str::to_owned);
@@ -78,7 +72,6 @@ async fn chain(session: &Session, arguments: &Arguments) -> Result<Vec<Value>> {
             }
             _ => return Ok(chain),
         }
-        image_opts = false;
     }
 }
 

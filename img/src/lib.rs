@@ -19,6 +19,7 @@ mod keyval;
 mod location;
 mod map;
 mod measure;
+mod naming;
 mod object;
 mod output;
 mod progress;

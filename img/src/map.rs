@@ -7,20 +7,17 @@ use ferry_block::format::qcow2::Qcow2Driver;
 use ferry_block::{BlockNode, ChildRole, ExtentKind};
 
 use crate::failure::{Failure, Result};
-use crate::object::Objects;
+use crate::naming::Reading;
 use crate::output::{Output, print};
 use crate::qcow2::Places;
-use crate::session::{Access, Request, Session};
+use crate::session::Session;
 use crate::size;
 
 /// Arguments of `map`.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    objects: Objects,
-    /// Format of the image
-    #[arg(short)]
-    format: Option<String>,
+    image: Reading,
     /// For people or for programs
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
@@ -30,12 +27,6 @@ pub struct Arguments {
     /// At most so many bytes
     #[arg(short = 'l', long = "max-length")]
     max_length: Option<String>,
-    /// Also while another program writes to it
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// The image is named by options
-    #[arg(long)]
-    image_opts: bool,
     /// The image
     filename: String,
 }
@@ -97,12 +88,8 @@ impl Entry {
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let start = arguments.start_offset.as_deref().map_or(Ok(0), size::parse)?;
     let most = arguments.max_length.as_deref().map_or(Ok(u64::MAX), size::parse)?;
-    Session::run(async |session| {
-        arguments.objects.load(session).await?;
-        let access = if arguments.force_share { Access::Share } else { Access::Read };
-        let read = Request::read(&arguments.filename, arguments.format.as_deref());
-        let request = Request { image_opts: arguments.image_opts, access, ..read };
-        let image = session.open(&request).await?;
+    Session::run(arguments.image.objects(), async |session| {
+        let image = session.open(&arguments.image.request(&arguments.filename, None)).await?;
         let end = start.saturating_add(most).min(image.len());
         let mut lines = Lines::new(arguments.output)?;
         let (mut at, mut tables) = (start, Tables::default());
@@ -177,6 +164,18 @@ impl Tables {
             None => Ok((None, u64::MAX)),
         }
     }
+
+    /// Whether what `node` has at `at` of its file is a hole there, and up to which byte of the disk;
+    /// only asked of images that have many.
+    async fn hole(&self, node: &BlockNode, host: u64, len: u64) -> Result<Option<(bool, u64)>> {
+        let Some(driver) = node.driver::<Qcow2Driver>() else { return Ok(None) };
+        let file = driver.file();
+        if !self.0.get(node.name()).is_some_and(Places::is_hollow) || host >= file.len() {
+            return Ok(None);
+        }
+        let found = file.map(host..file.len().min(host + len)).await?;
+        Ok(Some((found.kind == ExtentKind::Zero, found.len)))
+    }
 }
 
 /// What the bytes from `at` are, in the first image of the chain that says so.
@@ -199,13 +198,19 @@ async fn entry(top: &BlockNode, tables: &mut Tables, at: u64, end: u64) -> Resul
             ExtentKind::Absent => (None, end),
             _ => tables.find(&node, at).await?,
         };
+        let (mut len, mut zero) = (end.min(known) - at, extent.kind != ExtentKind::Data);
+        if let (false, Some(host)) = (zero, offset)
+            && let Some((hole, until)) = tables.hole(&node, host, len).await?
+        {
+            (zero, len) = (hole, until);
+        }
         let data_file = node.children().into_iter().find(|edge| edge.role() == ChildRole::Data);
         return Ok(Entry {
             start: at,
-            len: end.min(known) - at,
+            len,
             depth,
             present: extent.kind != ExtentKind::Absent,
-            zero: extent.kind != ExtentKind::Data,
+            zero,
             data: extent.kind == ExtentKind::Data,
             offset,
             file: data_file.map_or(node, |edge| edge.node()).filename(),

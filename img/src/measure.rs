@@ -2,24 +2,24 @@
 
 use clap::Args;
 use ferry_block::ExtentKind;
+use ferry_block::format::qcow2::Qcow2Driver;
+use ferry_block::format::qcow2::bitmap::load_directory;
 use ferry_block::format::qcow2::create::Preallocation;
+use ferry_block::format::qcow2::header::Version;
 use serde_json::json;
 
 use crate::failure::{Failure, Result};
-use crate::object::Objects;
+use crate::naming::Copying;
 use crate::output::{Output, print, print_json};
-use crate::qcow2::{Needs, NewQcow2, needs};
-use crate::session::{Access, Image, Request, Session};
+use crate::qcow2::{Needs, NewQcow2, bitmap_needs, needs};
+use crate::session::{Image, Session};
 use crate::size;
 
 /// Arguments of `measure`.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    objects: Objects,
-    /// Format of the source
-    #[arg(short)]
-    format: Option<String>,
+    source: Copying,
     /// Format of the image to measure
     #[arg(short = 'O', default_value = "raw")]
     target_format: String,
@@ -32,26 +32,16 @@ pub struct Arguments {
     /// For people or for programs
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
-    /// Also while another program writes to the source
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// The source is named by options
-    #[arg(long)]
-    image_opts: bool,
     /// The source
     filename: Option<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let size = arguments.size.as_deref().map(size::parse).transpose()?;
-    let needs = Session::run(async |session| {
-        arguments.objects.load(session).await?;
+    let needs = Session::run(arguments.source.objects(), async |session| {
         match (&arguments.filename, size) {
             (Some(name), None) => {
-                let access = if arguments.force_share { Access::Share } else { Access::Read };
-                let read = Request::read(name, arguments.format.as_deref());
-                let request = Request { image_opts: arguments.image_opts, access, ..read };
-                let image = session.open(&request).await?;
+                let image = session.open(&arguments.source.request(name)).await?;
                 measure(arguments, image.len(), Some(&image)).await
             }
             (None, Some(size)) => measure(arguments, size, None).await,
@@ -61,13 +51,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             (None, None) => Err(Failure::new("Either --size N or one filename must be specified.")),
         }
     })?;
-    let Needs { required, fully_allocated } = needs;
+    let Needs { required, fully_allocated, bitmaps } = needs;
     match arguments.output {
         Output::Json => {
-            print_json(&json!({"required": required, "fully-allocated": fully_allocated}))?;
+            let mut json = json!({"required": required, "fully-allocated": fully_allocated});
+            if let Some(bytes) = bitmaps {
+                json["bitmaps"] = bytes.into();
+            }
+            print_json(&json)?;
         }
         Output::Human => {
             print(format!("required size: {required}\nfully allocated size: {fully_allocated}"))?;
+            if let Some(bytes) = bitmaps {
+                print(format!("bitmaps size: {bytes}"))?;
+            }
         }
     }
     Ok(0)
@@ -75,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
 
 async fn measure(arguments: &Arguments, size: u64, source: Option<&Image>) -> Result<Needs> {
     match arguments.target_format.as_str() {
-        "raw" => Ok(Needs { required: size, fully_allocated: size }),
+        "raw" => Ok(Needs { required: size, fully_allocated: size, bitmaps: None }),
         "qcow2" => {
             let new = NewQcow2::parse(&arguments.options, None)?;
             let cluster = new.options.geometry()?.cluster_size();
@@ -88,7 +85,11 @@ async fn measure(arguments: &Arguments, size: u64, source: Option<&Image>) -> Re
                 Some(source) => data_in_clusters(source, cluster).await?,
                 None => 0,
             };
-            needs(&new.options, size, data)
+            let mut needs = needs(&new.options, size, data)?;
+            if let Some(source) = source.filter(|_| new.options.version >= Version::V3) {
+                needs.bitmaps = bitmaps_of(source, cluster).await?;
+            }
+            Ok(needs)
         }
         other => Err(Failure::new(format!("Unknown file format '{other}'"))),
     }
@@ -107,4 +108,20 @@ async fn data_in_clusters(image: &Image, cluster: u64) -> Result<u64> {
         at = end;
     }
     Ok(data)
+}
+
+/// What the bitmaps in an image take in another; `None` if its format can have none.
+async fn bitmaps_of(image: &Image, cluster: u64) -> Result<Option<u64>> {
+    let Some(driver) = image.node.driver::<Qcow2Driver>() else { return Ok(None) };
+    let header = driver.header();
+    if header.geometry.version() < Version::V3 {
+        return Ok(None);
+    }
+    let bitmaps = match header.bitmaps() {
+        Some(extension) => load_directory(&driver.file(), extension, header.geometry).await?,
+        None => Vec::new(),
+    };
+    let sizes =
+        bitmaps.iter().map(|bitmap| (bitmap.name.len() as u64, 1 << bitmap.granularity_bits));
+    Ok(Some(bitmap_needs(sizes, image.len(), cluster)))
 }

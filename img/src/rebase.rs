@@ -6,6 +6,7 @@ use ferry_block::format::qcow2::amend::{AmendOptions, Backing, amend};
 use ferry_block::{BlockNode, Edge, ExtentKind, IoBuf, WriteFlags};
 
 use crate::failure::{Failure, Result};
+use crate::naming::Reading;
 use crate::progress::Progress;
 use crate::qcow2::beside;
 use crate::session::{Access, Cache, Image, Request, Session};
@@ -16,9 +17,8 @@ const PIECE: u64 = 1 << 20;
 /// Arguments of `rebase`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Format of the image
-    #[arg(short)]
-    format: Option<String>,
+    #[command(flatten)]
+    image: Reading,
     /// Cache mode of the image
     #[arg(short, default_value = "writeback")]
     target_cache: String,
@@ -53,17 +53,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         return Err(Failure::new("backing format must be specified"));
     }
     let format = arguments.backing_format.as_deref().filter(|_| below.is_some());
-    Session::run(async |session| {
-        let read = Request::read(&arguments.filename, arguments.format.as_deref());
+    Session::run(arguments.image.objects(), async |session| {
+        let open = |access| arguments.image.request(&arguments.filename, Some(access));
         if arguments.unsafe_rebase {
-            let request = Request { access: Access::Resize, ..read };
+            let request = open(Access::Resize);
             let (found, file) = session.open_container(&request).await?;
             check_format(&found)?;
             write_name(file.root.edge(), below, format).await?;
             return Ok(0);
         }
         let cache = Cache::parse(&arguments.target_cache)?;
-        let request = Request { access: Access::Write, cache, ..read };
+        let request = Request { cache, ..open(Access::Write) };
         let image = session.open(&request).await?;
         check_format(image.node.format())?;
         let new = match below {

@@ -5,19 +5,16 @@ use ferry_block::WriteFlags;
 
 use crate::create::Preallocation;
 use crate::failure::{Failure, Result};
-use crate::object::Objects;
+use crate::naming::Naming;
 use crate::output::print;
-use crate::session::{Access, Request, Session};
+use crate::session::{Access, Session};
 use crate::size;
 
 /// Arguments of `resize`.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    objects: Objects,
-    /// Format of the image
-    #[arg(short)]
-    format: Option<String>,
+    image: Naming,
     /// What to allocate of the new part: off, metadata, falloc or full
     #[arg(long)]
     preallocation: Option<String>,
@@ -27,9 +24,6 @@ pub struct Arguments {
     /// Say nothing
     #[arg(short)]
     quiet: bool,
-    /// The image is named by options
-    #[arg(long)]
-    image_opts: bool,
     /// The image
     filename: String,
     /// The new length; with + or - before it, the change
@@ -39,13 +33,8 @@ pub struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let preallocation = Preallocation::parse(arguments.preallocation.as_deref())?;
-    Session::run(async |session| {
-        arguments.objects.load(session).await?;
-        let request = Request {
-            image_opts: arguments.image_opts,
-            access: Access::Resize,
-            ..Request::read(&arguments.filename, arguments.format.as_deref())
-        };
+    Session::run(&arguments.image.objects, async |session| {
+        let request = arguments.image.request(&arguments.filename, Access::Resize);
         let image = session.open(&request).await?;
         let old = image.len();
         let new = target(&arguments.size, old)?;

@@ -2,14 +2,16 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use ferry_block::format::{PROBED_BYTES, recognise};
 use ferry_block::{
-    BackendKind, BlockBackend, BlockGraph, BlockNode, BlockdevOptions, Clock, EdgePerms, Executor,
-    IoBuf, Perms, RingChoice,
+    BackendKind, BlockBackend, BlockGraph, BlockNode, BlockdevOptions, Clock, DriverOptions,
+    EdgePerms, Executor, IoBuf, Perms, RingChoice,
 };
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Result};
 use crate::location::{self, Location};
+use crate::object::Objects;
 
 /// What a command does to an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +40,15 @@ pub(crate) struct Request<'a> {
     pub(crate) cache: Cache,
     /// Without the images below it.
     pub(crate) alone: bool,
+    /// The internal snapshot to show, as the driver takes it.
+    pub(crate) snapshot: Option<&'a Value>,
 }
 
 impl<'a> Request<'a> {
     /// An image to be read.
     pub(crate) fn read(name: &'a str, format: Option<&'a str>) -> Request<'a> {
-        let cache = Cache::default();
-        Request { name, image_opts: false, format, access: Access::Read, cache, alone: false }
+        let (access, cache) = (Access::Read, Cache::default());
+        Request { name, image_opts: false, format, access, cache, alone: false, snapshot: None }
     }
 }
 
@@ -105,15 +109,19 @@ impl Image {
 }
 
 impl Session {
-    /// Runs a command to its end.
-    pub(crate) fn run<T>(command: impl AsyncFnOnce(&Session) -> Result<T>) -> Result<T> {
-        Session::run_on(RingChoice::Auto, command)
+    /// Runs a command to its end; options of images may refer to `objects`.
+    pub(crate) fn run<T>(
+        objects: &Objects,
+        command: impl AsyncFnOnce(&Session) -> Result<T>,
+    ) -> Result<T> {
+        Session::run_on(RingChoice::Auto, objects, command)
     }
 
     /// [`run`](Session::run) with a choice of how requests are made. Threads copy through the page
     /// cache on all processors; a ring is for requests past it.
     pub(crate) fn run_on<T>(
         ring: RingChoice,
+        objects: &Objects,
         command: impl AsyncFnOnce(&Session) -> Result<T>,
     ) -> Result<T> {
         let executor = Executor::new(Clock::real())?;
@@ -122,6 +130,7 @@ impl Session {
         executor.set_poll_max_ns(0);
         let session = Session { graph: BlockGraph::new(executor.clone()) };
         executor.block_on(async {
+            objects.load(&session).await?;
             let result = command(&session).await;
             session.close().await.and(result)
         })
@@ -146,12 +155,14 @@ impl Session {
 
     async fn try_open(&self, request: &Request<'_>) -> Result<Image> {
         let location = request.location()?;
-        let options = match location.protocol() {
+        let mut guessed = false;
+        let mut options = match location.protocol() {
             Some(protocol) => {
                 let format = match request.format {
                     Some(format) => format.to_owned(),
                     None => self.probe(request, &protocol).await?,
                 };
+                guessed = request.format.is_none();
                 let mut image = json!({"driver": format, "file": protocol});
                 if request.alone && format == "qcow2" {
                     image["backing"] = Value::Null;
@@ -163,7 +174,17 @@ impl Session {
                 Location::File(_) | Location::Protocol(_) => Value::Null,
             },
         };
-        let options = with_common(location::blockdev(options)?, request);
+        if let Some(snapshot) = request.snapshot {
+            if options["driver"] != "qcow2" {
+                let text = format!("images of format {} have no snapshots", options["driver"]);
+                return Err(Failure::new(text));
+            }
+            options["x-snapshot"] = snapshot.clone();
+        }
+        let mut options = with_common(location::blockdev(options)?, request);
+        if let DriverOptions::Raw(raw) = &mut options.driver {
+            raw.guessed = guessed;
+        }
         let node = self.graph.open(&options).await?;
         let root = self.hold(&node, request.access)?;
         Ok(Image { name: request.name.to_owned(), node, root })
@@ -218,15 +239,16 @@ impl Session {
         Ok(Image { name, node, root })
     }
 
-    /// The format that the first bytes of an image show. What writes to a raw image must say that it
-    /// is raw: otherwise a guest could choose what its disk is taken for.
+    /// The format that the first bytes of an image show. Who writes to a raw image should say that it
+    /// is raw: otherwise its driver keeps it from looking like anything else.
     async fn probe(&self, request: &Request<'_>, protocol: &Value) -> Result<String> {
         let access = match request.access {
             Access::Share => Access::Share,
             _ => Access::Read,
         };
         let image = self.open_protocol(protocol.clone(), access).await?;
-        let head = IoBuf::alloc(usize::try_from(image.len().min(512)).unwrap_or(512));
+        let len = usize::try_from(image.len()).unwrap_or(usize::MAX).min(PROBED_BYTES);
+        let head = IoBuf::alloc(len);
         image.root.read(0, head.clone()).await?;
         self.forget(image);
         let head = head.to_vec();
@@ -265,22 +287,6 @@ fn with_common(options: BlockdevOptions, request: &Request<'_>) -> BlockdevOptio
         discard: options.discard.or(Some(ferry_block::DiscardMode::Unmap)),
         ..options
     }
-}
-
-/// The format whose magic number stands at the start of an image.
-fn recognise(head: &[u8]) -> Option<&'static str> {
-    const MAGICS: [(&[u8], &str); 9] = [
-        (b"QFI\xfb\x00\x00\x00\x01", "qcow"),
-        (b"QFI\xfb", "qcow2"),
-        (b"QED\0", "qed"),
-        (b"KDMV", "vmdk"),
-        (b"COWD", "vmdk"),
-        (b"# Disk DescriptorFile", "vmdk"),
-        (b"vhdxfile", "vhdx"),
-        (b"conectix", "vpc"),
-        (b"LUKS\xba\xbe", "luks"),
-    ];
-    MAGICS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, format)| *format)
 }
 
 /// Bytes that a file occupies on its host.

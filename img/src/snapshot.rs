@@ -10,27 +10,21 @@ use ferry_block::format::qcow2::snapshot::{
 use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
-use crate::object::Objects;
+use crate::naming::Reading;
 use crate::output::print;
 use crate::qcow2;
-use crate::session::{Access, Request, Session};
+use crate::session::{Access, Session};
 
 /// Arguments of `snapshot`.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    objects: Objects,
+    image: Reading,
     #[command(flatten)]
     verb: Verb,
     /// Say nothing
     #[arg(short)]
     quiet: bool,
-    /// Also while another program writes to the image
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// The image is named by options
-    #[arg(long)]
-    image_opts: bool,
     /// The image
     filename: String,
 }
@@ -55,16 +49,10 @@ struct Verb {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let verb = &arguments.verb;
-    Session::run(async |session| {
-        arguments.objects.load(session).await?;
+    Session::run(arguments.image.objects(), async |session| {
         let changes = verb.create.is_some() || verb.apply.is_some() || verb.delete.is_some();
-        let access = match (changes, arguments.force_share) {
-            (true, _) => Access::Resize,
-            (false, true) => Access::Share,
-            (false, false) => Access::Read,
-        };
-        let read = Request::read(&arguments.filename, None);
-        let request = Request { image_opts: arguments.image_opts, access, ..read };
+        let access = changes.then_some(Access::Resize);
+        let request = arguments.image.request(&arguments.filename, access);
         let (format, image) = session.open_container(&request).await?;
         if format != "qcow2" {
             return Err(Failure::new(format!("images of format '{format}' have no snapshots")));

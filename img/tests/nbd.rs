@@ -67,6 +67,13 @@ fn images_behind_a_server_are_read_compared_and_written() {
     ours(format!("convert -O qcow2 {a} c.qcow2"));
     assert_eq!(ours(format!("compare {a} c.qcow2")), "Images are identical.\n");
     ours(format!("convert -n -O raw {a} nbd+unix:///disk?socket=b.sock"));
+    let create = format!("create -q -f qcow2 -b {a} -F raw top.qcow2");
+    assert!(run(folder, "qemu-img", &create).status.success());
+    assert_eq!(ours("compare a.raw top.qcow2".into()), "Images are identical.\n");
+    assert_eq!(
+        ours("compare a.raw nbd:unix:a.sock:exportname=disk".into()),
+        "Images are identical.\n"
+    );
     drop((source, target));
     assert!(fs::read(folder.join("a.raw")).unwrap() == fs::read(folder.join("b.raw")).unwrap());
     let gone = run(folder, OURS, &format!("info {a}"));

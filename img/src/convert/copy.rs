@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
-use ferry_block::{BlockBackend, BlockNode, ExtentKind, IoBuf, Notify, WriteFlags};
+use ferry_block::{BlockBackend, BlockNode, ErrorKind, ExtentKind, IoBuf, Notify, WriteFlags};
 
 use crate::failure::{Failure, Result};
 use crate::progress::Progress;
@@ -13,6 +13,8 @@ use crate::session::{Image, Session};
 
 /// Bytes that are read at once: those of all workers together stay in the processor's cache.
 const PIECE: u64 = 512 << 10;
+/// Bytes that the kernel is asked to copy at once.
+const OFFLOADED: u64 = 16 << 20;
 /// Unit in which unreadable parts are given up, bytes.
 const SECTOR: u64 = 512;
 
@@ -62,6 +64,8 @@ pub(crate) struct Copy {
     pub(crate) sparse: u64,
     /// The target reads as zeroes.
     pub(crate) zero: bool,
+    /// The kernel is asked to copy what it can; the rest is copied here.
+    pub(crate) offload: bool,
     /// Unreadable parts become zeroes.
     pub(crate) salvage: bool,
     /// Bytes a second at most.
@@ -80,6 +84,8 @@ struct Work {
     planning: Cell<bool>,
     /// What was found out last, and for which bytes of the target: more than one piece, mostly.
     known: RefCell<(ExtentKind, Range<u64>)>,
+    /// Whether the kernel is still asked to copy.
+    offload: Cell<bool>,
     /// Pieces taken, and pieces whose writes have begun.
     taken: Cell<u64>,
     begun: Cell<u64>,
@@ -105,6 +111,7 @@ impl Copy {
         let executor = session.graph.executor().clone();
         let depth = self.depth;
         let work = Rc::new(Work {
+            offload: Cell::new(self.offload),
             copy: self,
             progress: progress.clone(),
             started_at: executor.clock().now(),
@@ -193,7 +200,8 @@ impl Work {
             range.end = (start + (end - at)).min(source.part.end);
         }
         if kind == ExtentKind::Data {
-            range.end = range.end.min(start + PIECE.max(self.copy.compressed_unit()));
+            let most = if self.offload.get() { OFFLOADED } else { PIECE };
+            range.end = range.end.min(start + most.max(self.copy.compressed_unit()));
         }
         let number = self.taken.get();
         self.taken.set(number + 1);
@@ -238,8 +246,9 @@ impl Work {
 
     async fn piece(&self, piece: Piece, whole: &IoBuf) -> Result<()> {
         let Piece { number, kind, range } = piece;
+        let offload = kind == ExtentKind::Data && self.offload.get();
         let buf = match kind {
-            ExtentKind::Data => Some(self.read(&range, whole).await?),
+            ExtentKind::Data if !offload => Some(self.read(&range, whole).await?),
             _ => None,
         };
         if self.copy.ordered {
@@ -253,10 +262,34 @@ impl Work {
         match (&buf, kind) {
             (Some(buf), _) => self.write(range.start, buf).await?,
             (None, ExtentKind::Zero) => self.zeroes(range.clone()).await?,
-            (None, _) => {}
+            (None, ExtentKind::Data) => self.offload(&range, whole).await?,
+            (None, ExtentKind::Absent) => {}
         }
         self.progress.add(range.end - range.start);
         self.pace(range.end).await;
+        Ok(())
+    }
+
+    /// Lets the kernel copy a piece. If it cannot, it is not asked again.
+    async fn offload(&self, range: &Range<u64>, whole: &IoBuf) -> Result<()> {
+        let (source, offset) = self.source(range.start);
+        let (from, len) = (source.part.start + offset, to_usize(range.end - range.start));
+        let target = self.copy.target.node();
+        match target.copy_range(range.start, &source.node, from, len).await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => self.offload.set(false),
+            Err(error) => {
+                let at = range.start;
+                return Err(Failure::new(format!("error while copying at byte {at}: {error}")));
+            }
+            Ok(()) => return Ok(()),
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let part = at..range.end.min(at + PIECE);
+            let buf = self.read(&part, whole).await?;
+            self.write(at, &buf).await?;
+            at = part.end;
+        }
         Ok(())
     }
 

@@ -10,9 +10,9 @@ use ferry_block::{BlockNode, RingChoice};
 
 use crate::create::{self, New};
 use crate::failure::{Failure, Result};
-use crate::object::Objects;
+use crate::naming::Copying;
 use crate::progress::Progress;
-use crate::session::{Access, Cache, Image, Request, Session};
+use crate::session::{Cache, Image, Request, Session};
 use crate::size;
 
 pub(crate) use copy::{Copy, Source};
@@ -21,15 +21,15 @@ pub(crate) use copy::{Copy, Source};
 const DEFAULT_DEPTH: u16 = 8;
 /// Shortest run of zeroes that is worth a hole, bytes.
 const DEFAULT_SPARSE: u64 = 4096;
+/// What other lengths of it must be multiples of, and no longer than, bytes.
+const SECTOR: u64 = 512;
+const MAX_SPARSE: u64 = 16 << 20;
 
 /// Arguments of `convert`.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    objects: Objects,
-    /// Format of the sources
-    #[arg(short)]
-    format: Option<String>,
+    sources: Copying,
     /// Format of the target
     #[arg(short = 'O', default_value = "raw")]
     target_format: String,
@@ -60,6 +60,9 @@ pub struct Arguments {
     /// Shortest run of zeroes to leave out; 0 writes everything
     #[arg(short = 'S')]
     sparse: Option<String>,
+    /// Let the kernel copy from file to file, where it can; zeroes are not looked for then
+    #[arg(short = 'C')]
+    offload: bool,
     /// Bytes a second at most
     #[arg(short)]
     rate: Option<String>,
@@ -84,12 +87,6 @@ pub struct Arguments {
     /// Say nothing
     #[arg(short)]
     quiet: bool,
-    /// Also while other programs write to the sources
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// The sources are named by options
-    #[arg(long)]
-    image_opts: bool,
     /// The target is named by options
     #[arg(long)]
     target_image_opts: bool,
@@ -106,12 +103,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         true => RingChoice::Auto,
         false => RingChoice::ThreadPool,
     };
-    Session::run_on(ring, async |session| {
-        arguments.objects.load(session).await?;
+    Session::run_on(ring, arguments.sources.objects(), async |session| {
         let (target, sources) = match arguments.filenames.split_last() {
             Some(split) if !split.1.is_empty() => split,
             _ => return Err(Failure::new("Must specify image file name")),
         };
+        if arguments.sources.has_snapshot() && sources.len() > 1 {
+            return Err(Failure::new("No support for concatenating multiple snapshots"));
+        }
         let sources = open_sources(session, arguments, sources).await?;
         let len = sources.iter().map(Image::len).sum();
         let target = open_target(session, arguments, target, len).await?;
@@ -133,7 +132,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             ordered: !arguments.any_order,
             compressed: arguments.compress,
             cluster: u64::from(target.node.limits().discard_granularity),
-            sparse: arguments.sparse.as_deref().map_or(Ok(DEFAULT_SPARSE), size::parse)?,
+            sparse: arguments.sparse.as_deref().map_or(Ok(DEFAULT_SPARSE), sparse)?,
+            offload: arguments.offload,
             // A new image is empty, and so shows what lies below it.
             zero: arguments.target_is_zero || (!arguments.no_create && base.is_none()),
             salvage: arguments.salvage,
@@ -162,10 +162,16 @@ fn check(arguments: &Arguments) -> Result<()> {
         return refuse("--target-image-opts requires use of -n flag");
     }
     if arguments.no_create && !arguments.options.is_empty() {
-        crate::say(&"warning: -o has no effect when skipping image creation");
+        return refuse("-o has no effect when skipping image creation");
     }
-    if arguments.any_order && arguments.compress {
-        return refuse("Out of order write and compress are mutually exclusive");
+    match (arguments.offload, arguments.compress, &arguments.sparse, arguments.salvage) {
+        (true, true, ..) => return refuse("Cannot enable copy offloading when -c is used"),
+        (true, _, Some(_), _) => return refuse("Cannot enable copy offloading when -S is used"),
+        (true, _, _, true) => return refuse("Cannot use copy offloading in salvaging mode"),
+        _ => {}
+    }
+    if arguments.backing.is_some() && arguments.backing_format.is_none() {
+        return refuse("Use of backing file requires explicit backing format");
     }
     if arguments.compress && arguments.target_format != "qcow2" {
         return refuse("Compression not supported for this file format");
@@ -181,17 +187,27 @@ fn check(arguments: &Arguments) -> Result<()> {
     }
 }
 
+/// The shortest run of zeroes to leave out.
+fn sparse(text: &str) -> Result<u64> {
+    let bytes = size::parse(text)?;
+    if bytes.is_multiple_of(SECTOR) && bytes <= MAX_SPARSE {
+        return Ok(bytes);
+    }
+    Err(Failure::new(format!(
+        "Invalid buffer size for sparse output specified. Valid sizes are multiples of {SECTOR} up \
+         to {MAX_SPARSE}. Select 0 to disable sparse detection (fully allocates output)."
+    )))
+}
+
 async fn open_sources(
     session: &Session,
     arguments: &Arguments,
     names: &[String],
 ) -> Result<Vec<Image>> {
-    let access = if arguments.force_share { Access::Share } else { Access::Read };
     let cache = Cache::parse(&arguments.source_cache)?;
     let mut sources = Vec::new();
     for name in names {
-        let read = Request::read(name, arguments.format.as_deref());
-        let request = Request { image_opts: arguments.image_opts, access, cache, ..read };
+        let request = Request { cache, ..arguments.sources.request(name) };
         sources.push(session.open(&request).await?);
     }
     Ok(sources)

@@ -9,4 +9,4 @@ mod size;
 pub(crate) use info::{beside, describe, human, snapshot_rows};
 pub(crate) use options::NewQcow2;
 pub(crate) use place::Places;
-pub(crate) use size::{Needs, needs};
+pub(crate) use size::{Needs, bitmap_needs, needs};

@@ -2,15 +2,18 @@
 
 use ferry_block::format::qcow2::entry::{Cluster, L1Entry, L2Entry};
 use ferry_block::format::qcow2::header::Header;
+use ferry_block::format::qcow2::referenced_clusters;
 use ferry_block::{Edge, IoBuf};
 
 use crate::failure::Result;
+use crate::session::disk_size;
 
 /// The tables of one image, as far as they were needed.
 pub(crate) struct Places {
     file: Edge,
     header: Header,
     l1: Vec<u8>,
+    hollow: bool,
     /// The L2 table that was looked at last, and its index.
     l2: Option<(u64, Vec<u8>)>,
 }
@@ -20,7 +23,14 @@ impl Places {
     pub(crate) async fn load(file: Edge) -> Result<Places> {
         let header = Header::load(&file).await?;
         let l1 = read(&file, header.l1.offset, u64::from(header.l1.entries) * 8).await?;
-        Ok(Places { file, header, l1, l2: None })
+        let hollow = !header.geometry.has_external_data() && is_hollow(&file, &header).await?;
+        Ok(Places { file, header, l1, hollow, l2: None })
+    }
+
+    /// Whether much of what the image has given out are holes in the file, as after a preallocation
+    /// of the tables alone: only then does `qemu-img` look for holes in data, and so do we.
+    pub(crate) fn is_hollow(&self) -> bool {
+        self.hollow
     }
 
     /// Where the byte `at` is, if it is in a cluster of the file as it is, and up to where what was
@@ -48,6 +58,14 @@ impl Places {
         };
         Ok((host.map(|host| host + geometry.within_cluster(at)), end))
     }
+}
+
+async fn is_hollow(file: &Edge, header: &Header) -> Result<bool> {
+    let Some(occupied) = disk_size(&file.node()) else { return Ok(false) };
+    let clusters = occupied / header.geometry.cluster_size();
+    // The threshold is QEMU's.
+    let enough = (clusters.saturating_mul(10) / 9).max(clusters + 2);
+    Ok(referenced_clusters(file, header, enough).await? > enough)
 }
 
 async fn read(file: &Edge, at: u64, len: u64) -> Result<Vec<u8>> {

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run its programs has failed")]
 
+mod copy;
+#[path = "../rig/mod.rs"]
 mod rig;
 
 use std::fs;
@@ -385,5 +387,43 @@ fn options_are_amended_as_qemu_img_does() {
         "amend -f raw -o size=1M a.raw",
     ] {
         rig.both(arguments);
+    }
+}
+
+#[test]
+fn objects_are_taken_by_every_subcommand() {
+    let Some(rig) = Rig::empty() else { return };
+    chain(&rig);
+    fs::write(rig.path("word"), "x").unwrap();
+    for object in [
+        "secret,id=s,data=x",
+        "secret,id=s,file=word,format=raw",
+        "qom-type=secret,id=s,data=eA==,format=base64",
+        "secret,data=x",
+        "secret,id=s",
+        "secret,id=s,data=x,file=word",
+        "secret,id=s,file=nosuch",
+        "secret,id=s,data=x,nosuch=1",
+        "nosuch,id=s",
+        "tls-creds-x509,id=t,dir=nosuch,endpoint=client",
+    ] {
+        rig.both(&format!("info --object {object} base.qcow2"));
+    }
+    for arguments in [
+        "amend --object O -o lazy_refcounts=on base.qcow2",
+        "bitmap --object O --add base.qcow2 x",
+        "check --object O base.qcow2",
+        "commit --object O -d top.qcow2",
+        "compare --object O top.qcow2 top.qcow2",
+        "convert --object O -O raw top.qcow2 o.raw",
+        "create --object O -f qcow2 n.qcow2 1M",
+        "dd --object O if=base.qcow2 of=o.raw",
+        "map --object O base.qcow2",
+        "measure --object O base.qcow2",
+        "rebase --object O -u -b base.qcow2 -F qcow2 top.qcow2",
+        "resize --object O base.qcow2 20M",
+        "snapshot --object O -l base.qcow2",
+    ] {
+        rig.ours(&arguments.replace("--object O", "--object secret,id=s,data=x"));
     }
 }
