@@ -114,6 +114,9 @@ fn human(info: &Value) -> String {
     if let Some(cluster) = number("cluster-size") {
         lines.push(format!("cluster_size: {cluster}"));
     }
+    if info["dirty-flag"] == true {
+        lines.push("cleanly shut down: no".to_owned());
+    }
     lines.extend(qcow2::human(info));
     lines.join("\n")
 }

@@ -10,6 +10,7 @@ use ferry_block::{BlockNode, RingChoice};
 
 use crate::create::{self, New};
 use crate::failure::{Failure, Result};
+use crate::keyval;
 use crate::naming::Copying;
 use crate::progress::Progress;
 use crate::session::{Cache, Image, Request, Session};
@@ -111,6 +112,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         if arguments.sources.has_snapshot() && sources.len() > 1 {
             return Err(Failure::new("No support for concatenating multiple snapshots"));
         }
+        let layered = has_backing(arguments);
+        if layered && sources.len() > 1 {
+            return Err(Failure::new(
+                "Having a backing file for the target makes no sense when concatenating multiple \
+                 input images",
+            ));
+        }
         let sources = open_sources(session, arguments, sources).await?;
         let len = sources.iter().map(Image::len).sum();
         let target = open_target(session, arguments, target, len).await?;
@@ -120,10 +128,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
                 target.name
             )));
         }
-        let base = match &arguments.backing {
-            Some(_) => Some(backing_of(session, &sources, &target)?),
-            None => None,
-        };
+        let base = sources.first().filter(|_| layered).and_then(|source| base(source, &target));
         let copy = Copy {
             sources: sources.iter().map(|image| Source::new(image, base.clone())).collect(),
             target: target.root.clone(),
@@ -135,7 +140,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             sparse: arguments.sparse.as_deref().map_or(Ok(DEFAULT_SPARSE), sparse)?,
             offload: arguments.offload,
             // A new image is empty, and so shows what lies below it.
-            zero: arguments.target_is_zero || (!arguments.no_create && base.is_none()),
+            zero: arguments.target_is_zero || !(arguments.no_create || layered),
             salvage: arguments.salvage,
             rate: arguments.rate.as_deref().map(size::parse).transpose()?,
         };
@@ -238,21 +243,17 @@ async fn open_target(
     create::open_target(session, name, &arguments.target_format, cache, opts).await
 }
 
-/// The image of the source's chain that lies below the target, too.
-fn backing_of(_session: &Session, sources: &[Image], target: &Image) -> Result<BlockNode> {
-    let [source] = sources else {
-        return Err(Failure::new(
-            "Having a backing file for the target makes no sense when \
-                                 concatenating multiple input images",
-        ));
-    };
+/// Whether the target gets an image below it, by an argument or by an option of its format.
+fn has_backing(arguments: &Arguments) -> bool {
+    let mut options = arguments.options.iter().flat_map(|list| keyval::pairs(list));
+    arguments.backing.is_some() || options.any(|(key, _)| key == "backing_file")
+}
+
+/// The image of the source's chain from which on nothing is copied: that which lies below the target,
+/// too, or under another name the next one below the source.
+fn base(source: &Image, target: &Image) -> Option<BlockNode> {
+    let next = source.node.backing();
     let wanted = target.node.backing().and_then(|node| node.filename());
-    let mut chain = std::iter::successors(source.node.backing(), BlockNode::backing);
-    chain.find(|node| node.filename() == wanted).ok_or_else(|| {
-        Failure::new(format!(
-            "the target's backing file is not below '{}', so everything would have to be copied: \
-             leave -B out",
-            source.name
-        ))
-    })
+    let mut chain = std::iter::successors(next.clone(), BlockNode::backing);
+    chain.find(|node| node.filename() == wanted).or(next)
 }

@@ -151,6 +151,34 @@ fn the_kernel_copies_what_it_can() {
 }
 
 #[test]
+fn what_lies_below_the_target_is_not_copied() {
+    let Some(rig) = Rig::empty() else { return };
+    super::chain(&rig);
+    rig.qemu_io("top.qcow2", &["write -z 0 64k"]);
+    rig.qemu_img("convert -O raw base.qcow2 other.raw");
+    for arguments in [
+        "-B base.qcow2 -F qcow2",
+        "-B other.raw -F raw",
+        "-o backing_file=base.qcow2,backing_fmt=qcow2",
+        "-o backing_file=other.raw,backing_fmt=raw,cluster_size=4k",
+    ] {
+        let size = |program: &str| {
+            let arguments = format!("convert -O qcow2 {arguments} top.qcow2 o.qcow2");
+            let output = rig.run(program, &arguments);
+            assert!(output.status.success(), "{arguments}: {output:?}");
+            rig.same_content("top.qcow2", "o.qcow2");
+            fs::metadata(rig.path("o.qcow2")).unwrap().len()
+        };
+        let (ours, theirs) = (size(OURS), size("qemu-img"));
+        assert!(ours <= theirs + (1 << 18), "{arguments}: {ours} {theirs}");
+    }
+    // Everything of an image with nothing below, its zeroes too.
+    rig.ours("convert -O raw top.qcow2 top.raw");
+    rig.ours("convert -f raw -O qcow2 -B other.raw -F raw top.raw o.qcow2");
+    rig.same_content("top.raw", "o.qcow2");
+}
+
+#[test]
 fn arguments_that_do_not_go_together_are_refused_as_by_qemu_img() {
     let Some(rig) = Rig::empty() else { return };
     super::chain(&rig);

@@ -112,6 +112,12 @@ fn images_are_described_as_qemu_img_does() {
         rig.same_json(&format!("info --output json {image}.qcow2"));
         rig.same_text(&format!("info {image}.qcow2"));
     }
+    // As a crash leaves an image with lazy refcounts: an incompatible feature, bit 0.
+    let mut image = fs::read(rig.path("base.qcow2")).unwrap();
+    image[79] |= 1;
+    fs::write(rig.path("dirty.qcow2"), image).unwrap();
+    rig.same_json("info --output json dirty.qcow2");
+    rig.same_text("info dirty.qcow2");
     rig.same_json("info --backing-chain --output json top.qcow2");
     rig.same_text("info --backing-chain top.qcow2");
     rig.same_text("snapshot -l top.qcow2");
