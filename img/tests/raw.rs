@@ -124,6 +124,20 @@ fn copies_are_the_same_bytes_and_keep_the_holes() {
 }
 
 #[test]
+fn copies_between_files_in_memory_are_the_same_bytes() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let content: Vec<u8> = (0..9 << 20).map(|at: u32| (at / 1021).to_le_bytes()[0]).collect();
+    fs::write(folder.path().join("a"), &content).unwrap();
+    for arguments in ["-f raw -O qcow2 a b", "-f qcow2 -O raw b c", "-f raw -O raw -m 16 -W a c"] {
+        let mut convert = Command::new(OURS);
+        convert.arg("convert").args(arguments.split(' ')).current_dir(folder.path());
+        assert!(convert.status().unwrap().success(), "{arguments}");
+        let bytes = fs::read(folder.path().join("c")).unwrap_or(content.clone());
+        assert!(bytes == content, "{arguments}");
+    }
+}
+
+#[test]
 fn parts_are_copied_as_dd_does() {
     let Some(rig) = Rig::new() else { return };
     let all = rig.bytes("a.raw");

@@ -191,6 +191,11 @@ impl Executor {
         self.0.ring_choice.set(choice);
     }
 
+    /// What was chosen.
+    pub(crate) fn ring_choice(&self) -> RingChoice {
+        self.0.ring_choice.get()
+    }
+
     /// The disk I/O of this thread, made at first use.
     pub(crate) fn engine(&self) -> &Engine {
         self.0.engine.get_or_init(|| {

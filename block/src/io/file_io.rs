@@ -4,13 +4,16 @@ use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use super::{OpenFile, Verb};
+use super::{OpenFile, RingChoice, Verb};
 use crate::buf::IoBuf;
 use crate::executor::Executor;
 use crate::sys::{self, Way};
 
 /// Longest transfer that is made right here, bytes: about what a wake-up of another thread costs.
 const INLINE_LIMIT: usize = 256 << 10;
+
+/// The same where threads were chosen, so that all processors copy: what is longer is theirs, bytes.
+const THREAD_LIMIT: usize = 64 << 10;
 
 /// An open file with the executor that does its I/O.
 pub(crate) struct FileIo {
@@ -20,12 +23,18 @@ pub(crate) struct FileIo {
     /// each request to another thread there (tmpfs has no asynchronous path), which costs more
     /// than copying the bytes.
     in_memory: bool,
+    /// Longest transfer of such a file that is still made by this thread, bytes.
+    own_limit: usize,
 }
 
 impl FileIo {
     pub(crate) fn new(executor: Executor, file: std::fs::File) -> FileIo {
         let in_memory = sys::is_tmpfs(file.as_fd());
-        FileIo { executor, file: OpenFile::new(file), in_memory }
+        let own_limit = match executor.ring_choice() {
+            RingChoice::ThreadPool => THREAD_LIMIT,
+            RingChoice::Auto => usize::MAX,
+        };
+        FileIo { executor, file: OpenFile::new(file), in_memory, own_limit }
     }
 
     pub(crate) fn file(&self) -> &Rc<OpenFile> {
@@ -67,7 +76,7 @@ impl FileIo {
 
     /// One attempt; how many bytes.
     async fn transfer(&self, way: Way, at: u64, buf: &IoBuf, durable: bool) -> io::Result<usize> {
-        if self.in_memory {
+        if self.in_memory && buf.len() <= self.own_limit {
             // Also durable writes: memory is as durable as this file gets.
             let piece = buf.slice(0..buf.len().min(INLINE_LIMIT));
             let done = self.transfer_here(way, at, &piece)?;
