@@ -60,6 +60,8 @@ pub(crate) struct BackendInner {
     /// somebody else may fill the disk.
     pub(crate) waits_for: Cell<Option<EdgePerms>>,
     throttle: RefCell<Option<Rc<ThrottleMember>>>,
+    /// Who is told of another length.
+    resized: RefCell<Option<Rc<dyn Fn(u64)>>>,
 }
 
 /// Counts who is inside and keeps others out while it is closed.
@@ -139,6 +141,7 @@ impl BlockBackend {
             tag: RefCell::default(),
             waits_for: Cell::default(),
             throttle: RefCell::default(),
+            resized: RefCell::default(),
         }))
     }
 
@@ -195,6 +198,11 @@ impl BlockBackend {
     /// Sets that text.
     pub fn set_tag(&self, tag: impl Into<String>) {
         self.0.tag.replace(Some(tag.into()));
+    }
+
+    /// Tells `told` the length in bytes whenever that may have become another one.
+    pub fn on_resize(&self, told: impl Fn(u64) + 'static) {
+        self.0.resized.replace(Some(Rc::new(told)));
     }
 
     /// The group whose limits hold for it, if any: what `block_set_io_throttle` put it into.
@@ -367,6 +375,14 @@ impl Pass {
 }
 
 impl BackendInner {
+    /// The node under it is another one, or has another length.
+    pub(crate) fn tell_length(&self) {
+        let told = self.resized.borrow().clone();
+        if let Some(told) = told {
+            told(self.edge.len());
+        }
+    }
+
     /// How messages call it: `block device 'd0'`.
     pub(crate) fn describe(&self) -> String {
         format!("{} '{}'", self.kind.name(), self.name)

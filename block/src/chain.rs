@@ -6,6 +6,7 @@ use crate::driver::ExtentKind;
 use crate::edge::{ChildRole, PermRule};
 use crate::error::Result;
 use crate::node::BlockNode;
+use crate::protocol::file::FileDriver;
 
 /// What the bytes at the start of a range are, and which layer says so.
 #[derive(Clone, Debug)]
@@ -36,6 +37,26 @@ impl BlockNode {
             Some(edge) => Some(edge.node()),
             None => self.filtered()?.backing(),
         }
+    }
+
+    /// Bytes that it takes up on the host, without the images below it; `None` where nobody knows.
+    pub async fn allocated(&self) -> Option<u64> {
+        let mut bytes: u64 = 0;
+        let mut todo = vec![self.clone()];
+        while let Some(node) = todo.pop() {
+            if let Some(file) = node.driver::<FileDriver>() {
+                bytes = bytes.saturating_add(file.allocated().await?);
+                continue;
+            }
+            let is_own = |role| !matches!(role, ChildRole::Backing | ChildRole::Target);
+            let own = node.children().into_iter().filter(|edge| is_own(edge.role()));
+            let before = todo.len();
+            todo.extend(own.map(|edge| edge.node()));
+            if todo.len() == before {
+                return None;
+            }
+        }
+        Some(bytes)
     }
 
     /// This node, or what its filters stand over.

@@ -48,7 +48,8 @@ pub use edge::{ChildRole, Edge, EdgePerms, Perms};
 pub use error::{Error, ErrorKind, Result};
 pub use executor::{Executor, Poller, PollerGuard, Remote, Task};
 pub use graph::{
-    BitmapChange, BitmapOptions, BitmapSource, BlockGraph, Drained, Edit, Generations, MAX_NAME,
+    BitmapChange, BitmapOptions, BitmapSource, BlockGraph, Drained, Edit, ExternalSnapshot,
+    Generations, MAX_NAME,
 };
 pub use handle::BlockHandle;
 pub use io::RingChoice;

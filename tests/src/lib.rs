@@ -9,6 +9,7 @@ pub mod binary;
 pub mod command;
 pub mod console;
 pub mod cpio;
+pub mod daemon;
 pub mod emulated;
 pub mod guest;
 pub mod host;

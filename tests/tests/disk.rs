@@ -4,7 +4,8 @@ use anyhow::{Result, ensure};
 use ferry_tests::console::number;
 use ferry_tests::lab::{self, LIMIT, Lab};
 use ferry_tests::need::{self, Need};
-use ferry_tests::vm::Disk;
+use ferry_tests::vm::{Disk, Vm};
+use serde_json::json;
 
 const KVM: &[Need] = &[Need::Kvm];
 
@@ -142,5 +143,43 @@ fn the_second_disk_is_a_disk_of_its_own() {
         lab::holds(&second, verdict, 4096)?;
         ensure!(std::fs::read(&first)?.iter().all(|&byte| byte == 0), "the first was written");
         Ok(())
+    });
+}
+
+/// Sectors, generation and interrupt, as the guest sees them.
+fn capacity(vm: &Vm) -> Result<[u64; 3]> {
+    let before = vm.console.lines().len();
+    vm.console.send(b"c")?;
+    let line = vm.console.wait("CAPACITY", before, LIMIT, |line| {
+        line.text.starts_with("CAPACITY ").then(|| line.text.clone())
+    })?;
+    let [sectors, generation, raised] =
+        ["sectors", "generation", "raised"].map(|name| number(&line, name));
+    Ok([sectors?, generation?, raised?])
+}
+
+#[test]
+fn a_running_guest_sees_its_disk_grow_and_takes_that_along() {
+    need::test(KVM, || {
+        let lab = Lab::new()?;
+        let (spec, path) = lab.with_disk("workload=verify init=zero disk_iops=500", 4)?;
+        let vm = lab.run(&spec)?;
+        ensure!(capacity(&vm)? == [(4 << 20) / 512, 0, 0]);
+        let mut qmp = vm.qmp()?;
+        // The same length again is no news.
+        for _ in 0..2 {
+            qmp.call("block_resize", json!({"device": "disk0", "size": 8 << 20}))?;
+        }
+        ensure!(capacity(&vm)? == [(8 << 20) / 512, 1, 1]);
+        let (target, uri) = lab.destination(&spec, "m.sock")?;
+        qmp.call("migrate", json!({ "uri": uri }))?;
+        let answer = lab::migrated(&mut qmp)?;
+        ensure!(answer["status"] == "completed", "{answer}");
+        target.console.wait_dot(LIMIT)?;
+        ensure!(capacity(&target)? == [(8 << 20) / 512, 1, 1]);
+        lab::finish(&target)?;
+        let verdict = lab::verdict(&target)?;
+        drop((vm, target));
+        lab::holds(&path, verdict, 4096)
     });
 }

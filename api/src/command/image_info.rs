@@ -1,7 +1,8 @@
 //! Images: what `query-block` and `query-named-block-nodes` tell of the content of a node.
 
+use super::SnapshotInfo;
 use super::create::Qcow2CompressionType;
-use crate::schema::{object, union};
+use crate::schema::{enumeration, object, union};
 
 object! {
     /// An image.
@@ -25,6 +26,8 @@ object! {
         full_backing_filename: Option<String> = "full-backing-filename",
         /// Driver of the image below it, by what it says.
         backing_filename_format: Option<String> = "backing-filename-format",
+        /// The snapshots inside it, if there are any.
+        snapshots: Option<Vec<SnapshotInfo>> = "snapshots",
         /// The image below it, unless `flat` was asked for.
         backing_image: Option<Box<ImageInfo>> = "backing-image",
         /// What only images of its format have.
@@ -71,7 +74,31 @@ object! {
         corrupt: Option<bool> = "corrupt",
         /// Bits of a refcount.
         refcount_bits: i64 = "refcount-bits",
+        /// The dirty bitmaps in it, if there are any, as they were stored last.
+        bitmaps: Option<Vec<Qcow2BitmapInfo>> = "bitmaps",
         /// How clusters are compressed.
         compression_type: Qcow2CompressionType = "compression-type",
+    }
+}
+
+object! {
+    /// A dirty bitmap in a qcow2 image.
+    pub struct Qcow2BitmapInfo {
+        /// Its name.
+        name: String = "name",
+        /// Bytes per bit.
+        granularity: u32 = "granularity",
+        /// What else is said of it.
+        flags: Vec<Qcow2BitmapInfoFlags> = "flags",
+    }
+}
+
+enumeration! {
+    /// What is said of a dirty bitmap in a qcow2 image.
+    pub enum Qcow2BitmapInfoFlags {
+        /// Who used it last has not stored it: it must not be trusted.
+        InUse = "in-use",
+        /// It records writes.
+        Auto = "auto",
     }
 }

@@ -15,6 +15,7 @@ mod migration;
 mod object;
 mod run_state;
 mod session;
+mod snapshot;
 mod socket;
 mod table;
 mod transaction;
@@ -27,8 +28,8 @@ use serde_json::{Map, Value};
 
 pub use self::{
     block_info::*, blockdev::*, create::*, dirty_bitmap::*, export::*, image_info::*,
-    io_throttle::*, job::*, migration::*, object::*, run_state::*, session::*, socket::*, table::*,
-    transaction::*, yank::*,
+    io_throttle::*, job::*, migration::*, object::*, run_state::*, session::*, snapshot::*,
+    socket::*, table::*, transaction::*, yank::*,
 };
 use crate::{
     error::QmpError,

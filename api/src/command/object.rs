@@ -1,4 +1,4 @@
-//! Objects beside the nodes: TLS credentials and throttle groups.
+//! Objects beside the nodes: TLS credentials, throttle groups, secrets and I/O threads.
 
 use serde_json::Value;
 
@@ -15,10 +15,59 @@ union! {
     }
     /// The kinds of objects.
     pub enum ObjectKind {
+        /// A thread for I/O: kept for scripts that ask for one, all disks share one thread.
+        Iothread(IothreadProperties) = "iothread",
+        /// A password or key: kept, no driver here takes one.
+        Secret(SecretProperties) = "secret",
         /// Limits that throttle nodes share.
         ThrottleGroup(Box<ThrottleGroupProperties>) = "throttle-group",
         /// Certificates.
         TlsCredsX509(TlsCredsX509Properties) = "tls-creds-x509",
+    }
+}
+
+object! {
+    /// Properties of an I/O thread.
+    #[derive(Default)]
+    pub struct IothreadProperties {
+        /// Longest time of polling, in nanoseconds.
+        poll_max_ns: Option<i64> = "poll-max-ns",
+        /// By what the time of polling is multiplied when it was too short.
+        poll_grow: Option<i64> = "poll-grow",
+        /// By what it is divided when it was too long.
+        poll_shrink: Option<i64> = "poll-shrink",
+        /// Most requests that are handed to the kernel together.
+        aio_max_batch: Option<i64> = "aio-max-batch",
+        /// Fewest threads for work that blocks.
+        thread_pool_min: Option<i64> = "thread-pool-min",
+        /// Most threads for work that blocks.
+        thread_pool_max: Option<i64> = "thread-pool-max",
+    }
+}
+
+object! {
+    /// Properties of a secret.
+    pub struct SecretProperties {
+        /// What it is.
+        data: Option<String> = "data",
+        /// The file that it is in.
+        file: Option<String> = "file",
+        /// How it is written (default raw).
+        format: Option<QCryptoSecretFormat> = "format",
+        /// The secret that it is encrypted with; not supported.
+        keyid: Option<String> = "keyid",
+        /// How that encryption begins.
+        iv: Option<String> = "iv",
+    }
+}
+
+enumeration! {
+    /// How a secret is written.
+    pub enum QCryptoSecretFormat {
+        /// As it is.
+        Raw = "raw",
+        /// In base 64.
+        Base64 = "base64",
     }
 }
 
@@ -103,6 +152,28 @@ object! {
     pub struct ObjectDel {
         /// The object.
         id: String = "id",
+    }
+}
+
+object! {
+    /// Arguments of `qom-list`.
+    pub struct QomList {
+        /// `/objects`.
+        path: String = "path",
+    }
+}
+
+object! {
+    /// One entry of `qom-list`.
+    pub struct ObjectPropertyInfo {
+        /// The object's id.
+        name: String = "name",
+        /// Its type: `child<..>`.
+        kind: String = "type",
+        /// What it is for.
+        description: Option<String> = "description",
+        /// Its value without a choice.
+        default_value: Option<AnyValue> = "default-value",
     }
 }
 

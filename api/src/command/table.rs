@@ -117,6 +117,21 @@ commands! {
         BlockDirtyBitmapDisable(BlockDirtyBitmap) -> Empty = "block-dirty-bitmap-disable",
         /// Add what is dirty in some bitmaps to another one.
         BlockDirtyBitmapMerge(BlockDirtyBitmapMerge) -> Empty = "block-dirty-bitmap-merge",
+        /// SHA-256 of the bits of a dirty bitmap, for tests.
+        DebugBlockDirtyBitmapSha256(BlockDirtyBitmap) -> BlockDirtyBitmapSha256
+            = "x-debug-block-dirty-bitmap-sha256",
+        /// Put an overlay over a node.
+        BlockdevSnapshot(BlockdevSnapshot) -> Empty = "blockdev-snapshot",
+        /// Make or open an overlay and put it over a node.
+        BlockdevSnapshotSync(BlockdevSnapshotSync) -> Empty = "blockdev-snapshot-sync",
+        /// Change what an image says is below it.
+        ChangeBackingFile(ChangeBackingFile) -> Empty = "change-backing-file",
+        /// Take a snapshot inside an image.
+        BlockdevSnapshotInternalSync(BlockdevSnapshotInternal) -> Empty
+            = "blockdev-snapshot-internal-sync",
+        /// Delete a snapshot inside an image.
+        BlockdevSnapshotDeleteInternalSync(BlockdevSnapshotDeleteInternal) -> SnapshotInfo
+            = "blockdev-snapshot-delete-internal-sync",
         /// Several changes that happen together or not at all.
         Transaction(Transaction) -> Empty = "transaction",
 
@@ -125,10 +140,12 @@ commands! {
         /// List what can be given up.
         QueryYank -> Vec<YankInstance> = "query-yank" oob,
 
-        /// Add TLS credentials or a throttle group.
+        /// Add TLS credentials, a throttle group, a secret or an I/O thread.
         ObjectAdd(ObjectOptions) -> Empty = "object-add",
         /// Take an object away that nobody uses.
         ObjectDel(ObjectDel) -> Empty = "object-del",
+        /// List the objects.
+        QomList(QomList) -> Vec<ObjectPropertyInfo> = "qom-list",
         /// Read a property of an object.
         QomGet(QomGet) -> AnyValue = "qom-get",
         /// Change a property of an object.

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge};
+use super::{
+    BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, BlockdevSnapshot,
+    BlockdevSnapshotInternal, BlockdevSnapshotSync,
+};
 use crate::schema::{Described, Empty, Member, Object, Type, enumeration, object, union};
 
 object! {
@@ -57,6 +60,13 @@ union! {
         BlockDirtyBitmapDisable(Data<BlockDirtyBitmap>) = "block-dirty-bitmap-disable",
         /// `block-dirty-bitmap-merge`.
         BlockDirtyBitmapMerge(Data<BlockDirtyBitmapMerge>) = "block-dirty-bitmap-merge",
+        /// `blockdev-snapshot`.
+        BlockdevSnapshot(Data<BlockdevSnapshot>) = "blockdev-snapshot",
+        /// `blockdev-snapshot-sync`.
+        BlockdevSnapshotSync(Data<BlockdevSnapshotSync>) = "blockdev-snapshot-sync",
+        /// `blockdev-snapshot-internal-sync`.
+        BlockdevSnapshotInternalSync(Data<BlockdevSnapshotInternal>)
+            = "blockdev-snapshot-internal-sync",
     }
 }
 
@@ -82,4 +92,12 @@ macro_rules! describe_data {
         })*
     };
 }
-describe_data!(Empty, BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge);
+describe_data!(
+    Empty,
+    BlockDirtyBitmap,
+    BlockDirtyBitmapAdd,
+    BlockDirtyBitmapMerge,
+    BlockdevSnapshot,
+    BlockdevSnapshotSync,
+    BlockdevSnapshotInternal
+);

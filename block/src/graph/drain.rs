@@ -101,6 +101,15 @@ impl Edge {
     }
 }
 
+impl BlockNode {
+    /// The length has changed: tells the roots above.
+    pub(crate) fn tell_length(&self) {
+        for root in roots_above(std::slice::from_ref(self)) {
+            root.tell_length();
+        }
+    }
+}
+
 impl DrainInner {
     fn shut(&self, backend: &BackendInner) {
         if !self.except.contains(&backend.id) {

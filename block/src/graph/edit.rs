@@ -13,7 +13,7 @@ use crate::node::BlockNode;
 #[derive(Default)]
 pub struct Edit {
     replaced: Vec<Replace>,
-    perms: Vec<(BlockBackend, EdgePerms)>,
+    perms: Vec<(Edge, EdgePerms)>,
 }
 
 struct Replace {
@@ -39,8 +39,14 @@ impl Edit {
 
     /// `backend` shall have these permissions: [`EdgePerms::IDLE`] for a job that is done.
     #[must_use]
-    pub fn set_perms(mut self, backend: &BlockBackend, perms: EdgePerms) -> Edit {
-        self.perms.push((backend.clone(), perms));
+    pub fn set_perms(self, backend: &BlockBackend, perms: EdgePerms) -> Edit {
+        self.set_edge_perms(backend.edge(), perms)
+    }
+
+    /// The parent of `edge` shall have these permissions.
+    #[must_use]
+    pub(super) fn set_edge_perms(mut self, edge: &Edge, perms: EdgePerms) -> Edit {
+        self.perms.push((edge.clone(), perms));
         self
     }
 }
@@ -57,6 +63,8 @@ impl BlockGraph {
             for (edge, back) in moved.iter().rev() {
                 point(edge, back);
             }
+        } else {
+            edit.replaced.iter().for_each(|replaced| replaced.to.tell_length());
         }
         result
     }
@@ -85,10 +93,9 @@ impl BlockGraph {
             }
             touched.extend([to.clone(), from.clone()]);
         }
-        let changes = edit.perms.iter().map(|(backend, perms)| (backend.edge().clone(), *perms));
-        perms::recompute(&touched, changes.collect())?;
-        for (backend, perms) in &edit.perms {
-            backend.edge().0.rule.set(PermRule::Fixed(*perms));
+        perms::recompute(&touched, edit.perms.clone())?;
+        for (edge, perms) in &edit.perms {
+            edge.0.rule.set(PermRule::Fixed(*perms));
         }
         Ok(())
     }

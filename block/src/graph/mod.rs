@@ -4,9 +4,14 @@
 mod bitmaps;
 mod drain;
 mod edit;
+mod internal;
 mod ownership;
 mod perms;
+mod read_only;
 mod reopen;
+mod snapshot;
+#[cfg(test)]
+mod test_rig;
 
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
@@ -25,6 +30,7 @@ pub use bitmaps::{BitmapChange, BitmapOptions, BitmapSource};
 pub use drain::Drained;
 pub use edit::Edit;
 pub use ownership::Generations;
+pub use snapshot::ExternalSnapshot;
 
 use drain::DrainInner;
 
@@ -315,6 +321,19 @@ impl GraphInner {
     /// An edge to `node` is gone: what its parents do together may have become less.
     pub(crate) fn parent_gone(&self, node: &BlockNode) {
         perms::shrink(node);
+    }
+}
+
+impl BlockNode {
+    /// The job that holds this node, by its id.
+    pub(crate) fn job(&self) -> Option<String> {
+        self.0.live_parents().iter().find_map(|edge| match &*edge.0.parent.borrow() {
+            Parent::Backend(root) => {
+                let root = root.upgrade().filter(|root| root.kind == BackendKind::Job);
+                root.map(|root| root.name.clone())
+            }
+            Parent::Node(_) | Parent::None => None,
+        })
     }
 }
 

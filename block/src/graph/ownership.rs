@@ -41,10 +41,23 @@ impl BlockGraph {
     /// Takes write ownership of every node, children first; all or none. With `only_if` refuses
     /// with [`ErrorKind::OwnershipUnknown`] unless every written image still bears its mark.
     pub async fn activate_all(&self, only_if: Option<&Generations>) -> Result<()> {
-        let drained = self.drain_all(&[]).await;
-        let woken = self.wake_devices()?;
+        self.activate_nodes(children_first(&self.nodes()), only_if).await
+    }
+
+    /// Takes write ownership of `node` and of all below it; all or none.
+    pub async fn activate(&self, node: &BlockNode) -> Result<()> {
+        self.activate_nodes(children_first(std::slice::from_ref(node)), None).await
+    }
+
+    async fn activate_nodes(
+        &self,
+        children_first: Vec<BlockNode>,
+        only_if: Option<&Generations>,
+    ) -> Result<()> {
+        let drained = self.drain_nodes(children_first.clone(), &[]).await;
+        let woken = self.wake_devices(&children_first)?;
         let mut done: Vec<BlockNode> = Vec::new();
-        for node in self.children_first() {
+        for node in children_first {
             if node.is_active() {
                 continue;
             }
@@ -67,10 +80,11 @@ impl BlockGraph {
         Ok(())
     }
 
-    /// Gives the devices that wait for ownership their permissions, all or none: an export that
-    /// fills a disk must be gone before the guest writes to it.
-    fn wake_devices(&self) -> Result<Vec<(BlockBackend, EdgePerms)>> {
+    /// Gives the devices that wait for ownership of `nodes` their permissions, all or none: an export
+    /// that fills a disk must be gone before the guest writes to it.
+    fn wake_devices(&self, nodes: &[BlockNode]) -> Result<Vec<(BlockBackend, EdgePerms)>> {
         let backends = self.backends().into_iter();
+        let backends = backends.filter(|it| nodes.iter().any(|node| node.is_same(&it.node())));
         let waiting = backends.filter_map(|it| it.0.waits_for.get().map(|perms| (it, perms)));
         let waiting: Vec<_> = waiting.collect();
         let changes = waiting.iter().map(|(it, perms)| (it.edge().clone(), *perms));
@@ -87,7 +101,37 @@ impl BlockGraph {
     ///
     /// Devices must have been stopped: their requests that wait would be refused too.
     pub async fn inactivate_all(&self) -> Result<()> {
-        for backend in self.backends() {
+        let nodes = children_first(&self.nodes());
+        self.inactivate_nodes(nodes.into_iter().rev().collect()).await
+    }
+
+    /// The same for `node` and for those below it that no other active node uses.
+    ///
+    /// # Errors
+    /// `Busy` if somebody writes to one of them, or an active node is over `node`.
+    pub async fn inactivate(&self, node: &BlockNode) -> Result<()> {
+        let mut going: Vec<BlockNode> = Vec::new();
+        for below in children_first(std::slice::from_ref(node)).into_iter().rev() {
+            let stays = |edge: &Edge| match &*edge.0.parent.borrow() {
+                Parent::Node(parent) => parent.upgrade().is_some_and(|parent| {
+                    parent.active.get() && !going.iter().any(|node| Rc::ptr_eq(&node.0, &parent))
+                }),
+                _ => false,
+            };
+            if !below.0.live_parents().iter().any(stays) {
+                going.push(below);
+            } else if below.is_same(node) {
+                return Err(Error::new(ErrorKind::Busy, "Node has active parent node"));
+            }
+        }
+        self.inactivate_nodes(going).await
+    }
+
+    async fn inactivate_nodes(&self, parents_first: Vec<BlockNode>) -> Result<()> {
+        let backends = self.backends().into_iter();
+        for backend in
+            backends.filter(|it| parents_first.iter().any(|node| node.is_same(&it.node())))
+        {
             let writes = backend.edge().perms().needs.contains(Perms::WRITE);
             if writes && backend.kind() != BackendKind::Device {
                 let (who, node) = (backend.0.describe(), backend.node());
@@ -95,8 +139,7 @@ impl BlockGraph {
                 return Err(Error::new(ErrorKind::Busy, context));
             }
         }
-        let drained = self.drain_all(&[]).await;
-        let parents_first: Vec<_> = self.children_first().into_iter().rev().collect();
+        let drained = self.drain_nodes(parents_first.clone(), &[]).await;
         let given_up = give_up(&parents_first).await;
         drop(drained);
         given_up.map(drop)
@@ -105,7 +148,7 @@ impl BlockGraph {
     /// `node` and all below it that nobody else keeps, parents first.
     pub(super) fn goes_with(&self, node: &BlockNode) -> Vec<BlockNode> {
         let mut going = vec![node.clone()];
-        for other in self.children_first().into_iter().rev() {
+        for other in children_first(&self.nodes()).into_iter().rev() {
             let parents = other.0.live_parents();
             let goes = |edge: &Edge| match &*edge.0.parent.borrow() {
                 Parent::Node(parent) => {
@@ -119,24 +162,24 @@ impl BlockGraph {
         }
         going
     }
+}
 
-    /// All nodes, each after everything below it.
-    pub(super) fn children_first(&self) -> Vec<BlockNode> {
-        fn visit(node: &BlockNode, order: &mut Vec<BlockNode>) {
-            if order.iter().any(|other| other.is_same(node)) {
-                return;
-            }
-            for edge in node.children() {
-                visit(&edge.node(), order);
-            }
-            order.push(node.clone());
+/// `nodes` and all below them, each after everything below it.
+pub(super) fn children_first(nodes: &[BlockNode]) -> Vec<BlockNode> {
+    fn visit(node: &BlockNode, order: &mut Vec<BlockNode>) {
+        if order.iter().any(|other| other.is_same(node)) {
+            return;
         }
-        let mut order = Vec::new();
-        for node in self.nodes() {
-            visit(&node, &mut order);
+        for edge in node.children() {
+            visit(&edge.node(), order);
         }
-        order
+        order.push(node.clone());
     }
+    let mut order = Vec::new();
+    for node in nodes {
+        visit(node, &mut order);
+    }
+    order
 }
 
 /// Makes everything durable and gives ownership of those nodes up that have it; all or none.
@@ -199,3 +242,7 @@ fn expected_mark(node: &BlockNode, only_if: Option<&Generations>) -> Result<Opti
         }
     }
 }
+
+#[cfg(test)]
+#[path = "ownership_tests.rs"]
+mod tests;

@@ -7,6 +7,7 @@
 
 use std::rc::Rc;
 
+use super::ownership::children_first;
 use super::{BlockGraph, Edit, perms};
 use crate::edge::{Edge, EdgePerms, PermRule};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,7 +33,7 @@ impl BlockGraph {
         let drained = self.drain_nodes(nodes.clone(), &[]).await;
         let known = self.nodes();
         let mut retired = Vec::new();
-        for node in self.children_first().into_iter().rev() {
+        for node in children_first(&self.nodes()).into_iter().rev() {
             if nodes.iter().any(|other| other.is_same(&node)) {
                 match retire(&node).await {
                     Ok(done) => retired.push(done),
@@ -132,7 +133,7 @@ impl BlockGraph {
             return Ok(());
         }
         let mut done: Vec<BlockNode> = Vec::new();
-        for node in self.children_first().into_iter().filter(is_new) {
+        for node in children_first(&self.nodes()).into_iter().filter(is_new) {
             if let Err(error) = node.activate(None).await {
                 for node in done.into_iter().rev() {
                     if let Err(error) = node.inactivate().await {

@@ -214,6 +214,11 @@ impl TlsCreds {
         Ok(())
     }
 
+    /// The ids of all credentials.
+    pub fn ids(graph: &BlockGraph) -> Vec<String> {
+        graph.extension(Registry::default).0.borrow().keys().cloned().collect()
+    }
+
     /// Forgets an id; connections that use the credentials go on. Whether it was known.
     pub fn unregister(graph: &BlockGraph, id: &str) -> bool {
         graph.extension(Registry::default).0.borrow_mut().remove(id).is_some()

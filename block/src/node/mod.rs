@@ -66,6 +66,8 @@ pub(crate) struct NodeInner {
     pub(crate) driver: Box<dyn DynDriver>,
     pub(crate) limits: Limits,
     pub(crate) options: NodeOptions,
+    /// Whether it refuses writes now; see [`crate::BlockGraph::set_read_only`].
+    pub(crate) read_only: Cell<bool>,
     pub(crate) active: Cell<bool>,
     /// What its parents do together, as the driver was last told.
     pub(crate) held: Cell<EdgePerms>,
@@ -89,6 +91,7 @@ impl BlockNode {
             limits: driver.limits(),
             driver,
             options,
+            read_only: Cell::new(options.read_only),
             active: Cell::new(false),
             held: Cell::new(EdgePerms::IDLE),
             parents: RefCell::default(),
@@ -119,14 +122,14 @@ impl BlockNode {
         self.0.driver.filename()
     }
 
-    /// The options it was added with.
+    /// The options it was added with, and whether it is read-only now.
     pub fn options(&self) -> NodeOptions {
-        self.0.options
+        NodeOptions { read_only: self.is_read_only(), ..self.0.options }
     }
 
-    /// Whether it refuses writes for ever.
+    /// Whether it refuses writes.
     pub fn is_read_only(&self) -> bool {
-        self.0.options.read_only
+        self.0.read_only.get()
     }
 
     /// Whether this process owns it, so that it may write.
@@ -244,7 +247,7 @@ impl BlockNode {
     /// Makes everything written before durable.
     pub async fn flush(&self) -> Result<()> {
         // A node that may not write has nothing to make durable.
-        if self.0.options.read_only || !self.0.active.get() {
+        if self.is_read_only() || !self.0.active.get() {
             return Ok(());
         }
         let op = self.begin(OpKind::Flush, &(0..0));
@@ -279,6 +282,7 @@ impl BlockNode {
                 bits.record(old..len);
             }
         }
+        self.tell_length();
         Ok(())
     }
 
@@ -338,7 +342,7 @@ impl BlockNode {
     }
 
     fn check_writable(&self, verb: &str) -> Result<()> {
-        if self.0.active.get() && !self.0.options.read_only {
+        if self.0.active.get() && !self.is_read_only() {
             return Ok(());
         }
         Err(self.not_writable(verb))
@@ -347,7 +351,7 @@ impl BlockNode {
     #[cold]
     fn not_writable(&self, verb: &str) -> Error {
         let name = self.name();
-        if self.0.options.read_only {
+        if self.is_read_only() {
             Error::new(ErrorKind::ReadOnly, format!("cannot {verb}: node '{name}' is read-only"))
         } else {
             let context =

@@ -167,6 +167,22 @@ impl Disk {
         self.transport.status() & NEEDS_RESET != 0
     }
 
+    /// The size in sectors as the device tells it now, read whole (section 2.5.3).
+    pub fn sectors_now(&self) -> u64 {
+        loop {
+            let before = self.transport.generation();
+            let sectors = self.transport.config64(0);
+            if self.transport.generation() == before {
+                return sectors;
+            }
+        }
+    }
+
+    /// The generation of the configuration, and whether the interrupt of a change is pending.
+    pub fn changes(&self) -> (u8, bool) {
+        (self.transport.generation(), self.transport.config_interrupt())
+    }
+
     /// The agreed features.
     pub fn features(&self) -> u64 {
         self.transport.features

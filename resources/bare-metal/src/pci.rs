@@ -59,17 +59,15 @@ impl Function {
         self.write(COMMAND, MEMORY_AND_MASTER_NO_INTX);
     }
 
-    /// Calls with each vendor capability's offset.
-    pub fn vendor_capabilities(self, mut each: impl FnMut(u8)) {
+    /// Calls with each capability's id and offset.
+    pub fn capabilities(self, mut each: impl FnMut(u8, u8)) {
         let mut at = self.read(CAPABILITIES) as u8 & 0xfc;
         for _ in 0..48 {
             if at == 0 {
                 return;
             }
             let head = self.read(at);
-            if head as u8 == 0x09 {
-                each(at);
-            }
+            each(head as u8, at);
             at = (head >> 8) as u8 & 0xfc;
         }
     }

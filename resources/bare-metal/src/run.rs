@@ -186,6 +186,16 @@ impl Live {
                 self.pings += 1;
                 console::line(format_args!("PONG {}", self.pings));
             }
+            Some(b'c') => {
+                if let Some(verifier) = &self.verifier {
+                    let (sectors, (generation, raised)) =
+                        (verifier.disk.sectors_now(), verifier.disk.changes());
+                    console::line(format_args!(
+                        "CAPACITY sectors={sectors} generation={generation} raised={}",
+                        u8::from(raised)
+                    ));
+                }
+            }
             _ => {}
         }
         false

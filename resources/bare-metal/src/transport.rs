@@ -1,8 +1,14 @@
-//! A modern virtio device on PCI (virtio 1.2, section 4.1), without interrupts.
+//! A modern virtio device on PCI (virtio 1.2, section 4.1), without interrupts: that of a changed
+//! configuration stays masked and is seen in its pending bit.
 
 use crate::memory::Memory;
 use crate::pci::Function;
 use crate::queue::Queue;
+
+/// Ids of PCI capabilities.
+const VENDOR: u8 = 0x09;
+const MSIX: u8 = 0x11;
+const MSIX_ENABLE: u32 = 1 << 31;
 
 const COMMON: u8 = 1;
 const NOTIFY: u8 = 2;
@@ -21,6 +27,8 @@ pub struct Transport {
     notify: u64,
     notify_step: u64,
     device: u64,
+    /// The pending bits of its interrupts, if it has MSI-X.
+    pending: u64,
     /// The features both sides agreed on.
     pub features: u64,
 }
@@ -28,18 +36,33 @@ pub struct Transport {
 impl Transport {
     /// Finds the register blocks behind the vendor capabilities.
     pub fn open(function: Function, memory: &mut Memory) -> Option<Transport> {
-        let mut found = Transport { common: 0, notify: 0, notify_step: 0, device: 0, features: 0 };
+        let mut found = Transport {
+            common: 0,
+            notify: 0,
+            notify_step: 0,
+            device: 0,
+            pending: 0,
+            features: 0,
+        };
         let mut bars = [0_u64; 6];
-        function.vendor_capabilities(|at| {
-            let kind = (function.read(at) >> 24) as u8;
-            let bar = function.read(at + 4) as u8 as usize;
-            if bar >= bars.len() || ![COMMON, NOTIFY, DEVICE].contains(&kind) {
-                return;
-            }
+        let mut block = |bar: usize, offset: u32| {
             if bars[bar] == 0 {
                 bars[bar] = function.bar(bar as u8, memory);
             }
-            let block = bars[bar] + u64::from(function.read(at + 8));
+            bars[bar] + u64::from(offset)
+        };
+        function.capabilities(|id, at| {
+            if id == MSIX {
+                let place = function.read(at + 8);
+                found.pending = block((place & 7) as usize, place & !7);
+                function.write(at, function.read(at) | MSIX_ENABLE);
+            }
+            let kind = (function.read(at) >> 24) as u8;
+            let bar = function.read(at + 4) as u8 as usize;
+            if id != VENDOR || bar >= 6 || ![COMMON, NOTIFY, DEVICE].contains(&kind) {
+                return;
+            }
+            let block = block(bar, function.read(at + 8));
             match kind {
                 COMMON => found.common = block,
                 DEVICE => found.device = block,
@@ -94,8 +117,9 @@ impl Transport {
         queue
     }
 
-    /// Starts the device.
+    /// Starts the device; its first vector is for changes of the configuration.
     pub fn start(&self) {
+        self.write16(16, 0);
         self.write8(20, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     }
 
@@ -110,6 +134,18 @@ impl Transport {
         // SAFETY: a register of the device block, mapped by `open`.
         let word = |at| u64::from(unsafe { ((self.device + at) as *const u32).read_volatile() });
         word(offset) | word(offset + 4) << 32
+    }
+
+    /// How often the configuration has changed, as its generation counts.
+    pub fn generation(&self) -> u8 {
+        // SAFETY: a register of the common block, mapped by `open`.
+        unsafe { ((self.common + 21) as *const u8).read_volatile() }
+    }
+
+    /// Whether the device has raised the interrupt of a changed configuration, which is masked.
+    pub fn config_interrupt(&self) -> bool {
+        // SAFETY: the pending bits of the MSI-X table, mapped by `open`.
+        self.pending != 0 && unsafe { (self.pending as *const u32).read_volatile() } & 1 != 0
     }
 
     fn read16(&self, offset: u64) -> u16 {

@@ -1,13 +1,11 @@
-//! Dirty bitmaps, and `transaction`, which makes several changes at one moment.
+//! Dirty bitmaps.
 
-use std::cell::RefCell;
-
-use ferry_api::QmpError;
 use ferry_api::command::{
-    ActionCompletionMode, BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge,
-    BlockDirtyBitmapOrStr, Transaction, TransactionActionKind,
+    BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, BlockDirtyBitmapOrStr,
+    BlockDirtyBitmapSha256,
 };
-use ferry_block::{BitmapChange, BitmapOptions, BitmapSource, BlockGraph, Error, ErrorKind};
+use ferry_block::{BitmapChange, BitmapOptions, BitmapSource, BlockGraph};
+use ring::digest::{SHA256, digest};
 
 use super::{Result, Storage};
 
@@ -21,70 +19,30 @@ pub(super) enum Change {
     Merge(BlockDirtyBitmapMerge),
 }
 
-/// One step of a transaction.
-enum Step {
-    Abort,
-    Bitmap(Change),
-}
-
 impl Storage {
     /// Makes one change.
     pub(super) async fn change_bitmap(&self, change: Change) -> Result<()> {
         self.on_graph(|graph| async move { change.make(&graph).map(BitmapChange::commit) }).await
     }
 
-    /// `transaction`: requests wait until all of it is done or taken back.
-    pub(super) async fn transaction(&self, arguments: Transaction) -> Result<()> {
-        let properties = arguments.properties.unwrap_or_default();
-        if properties.completion_mode == Some(ActionCompletionMode::Grouped) {
-            let text = "completion-mode=grouped is for jobs, and no action here starts one";
-            return Err(QmpError::generic(text));
-        }
-        let steps: Vec<Step> =
-            arguments.actions.into_iter().map(|action| step(action.action)).collect();
-        let run = |graph: BlockGraph| async move {
-            let drained = graph.drain_all(&[]).await;
-            let made = RefCell::new(Vec::new());
-            for step in steps {
-                let change = match step {
-                    Step::Bitmap(change) => change.make(&graph),
-                    Step::Abort => {
-                        let context = "Transaction aborted using Abort action";
-                        Err(Error::new(ErrorKind::Cancelled, context))
-                    }
-                };
-                match change {
-                    Ok(change) => made.borrow_mut().push(change),
-                    Err(error) => {
-                        // Last change first: a later one may build on an earlier one.
-                        made.take().into_iter().rev().for_each(BitmapChange::undo);
-                        return Err(error);
-                    }
-                }
-            }
-            made.take().into_iter().for_each(BitmapChange::commit);
-            drop(drained);
-            Ok(())
+    /// `x-debug-block-dirty-bitmap-sha256`: of the bits as little-endian words, as QEMU keeps them.
+    pub(super) async fn bitmap_sha256(
+        &self,
+        bitmap: BlockDirtyBitmap,
+    ) -> Result<BlockDirtyBitmapSha256> {
+        let read = |graph: BlockGraph| async move {
+            let (_, found) = graph.find_bitmap(&bitmap.node, &bitmap.name)?;
+            let words = found.bits.borrow().to_le_bytes();
+            Ok(words)
         };
-        self.on_graph(run).await
+        let digest = digest(&SHA256, &self.on_graph(read).await?);
+        let sha256 = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(BlockDirtyBitmapSha256 { sha256 })
     }
 }
 
-fn step(action: TransactionActionKind) -> Step {
-    use TransactionActionKind as Kind;
-    Step::Bitmap(match action {
-        Kind::Abort(_) => return Step::Abort,
-        Kind::BlockDirtyBitmapAdd(add) => Change::Add(add.data),
-        Kind::BlockDirtyBitmapRemove(bitmap) => Change::Remove(bitmap.data),
-        Kind::BlockDirtyBitmapClear(bitmap) => Change::Clear(bitmap.data),
-        Kind::BlockDirtyBitmapEnable(bitmap) => Change::Enable(bitmap.data),
-        Kind::BlockDirtyBitmapDisable(bitmap) => Change::Disable(bitmap.data),
-        Kind::BlockDirtyBitmapMerge(merge) => Change::Merge(merge.data),
-    })
-}
-
 impl Change {
-    fn make(self, graph: &BlockGraph) -> ferry_block::Result<BitmapChange> {
+    pub(super) fn make(self, graph: &BlockGraph) -> ferry_block::Result<BitmapChange> {
         match self {
             Change::Add(add) => {
                 let options = BitmapOptions {

@@ -31,18 +31,19 @@ impl Storage {
         self.on_graph(|graph| async move { graph.reopen(&options).await }).await
     }
 
-    /// Takes write ownership of all nodes, or gives it up.
+    /// Takes write ownership of a node and those below it, or of all nodes; or gives it up.
     pub(super) async fn blockdev_set_active(&self, arguments: BlockdevSetActive) -> Result<()> {
-        if let Some(name) = arguments.node_name {
-            return Err(QmpError::generic(format!(
-                "node '{name}' cannot be activated or inactivated alone: leave node-name out"
-            )));
-        }
+        let BlockdevSetActive { node_name, active } = arguments;
         let set = move |graph: BlockGraph| async move {
-            if arguments.active {
-                graph.activate_all(None).await
-            } else {
-                graph.inactivate_all().await
+            let node = match node_name {
+                Some(name) => Some(find(&graph, None, Some(&name))?),
+                None => None,
+            };
+            match (node, active) {
+                (None, true) => graph.activate_all(None).await,
+                (None, false) => graph.inactivate_all().await,
+                (Some(node), true) => graph.activate(&node).await,
+                (Some(node), false) => graph.inactivate(&node).await,
             }
         };
         self.on_graph(set).await

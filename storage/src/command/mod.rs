@@ -6,8 +6,11 @@ mod export;
 mod image_info;
 mod io_throttle;
 mod job;
+mod kept;
 mod object;
 mod query;
+mod snapshot;
+mod transaction;
 mod yank;
 
 use ferry_api::command::{
@@ -25,6 +28,7 @@ use crate::events;
 use bitmap::Change;
 use image_info::Depth;
 use job::{Family, Verb};
+use snapshot::Overlay;
 
 type Result<T> = std::result::Result<T, QmpError>;
 
@@ -87,9 +91,16 @@ impl Storage {
             }
             BlockCommand::QueryBlockExports => reply(&self.query_block_exports().await?),
             BlockCommand::QueryYank => reply(&self.query_yank().await?),
+            BlockCommand::QomList(arguments) => reply(&self.qom_list(arguments).await?),
             BlockCommand::QomGet(arguments) => reply(&self.qom_get(arguments).await?),
             BlockCommand::QueryJobs => reply(&self.query_jobs().await?),
             BlockCommand::QueryBlockJobs => reply(&self.query_block_jobs().await?),
+            BlockCommand::DebugBlockDirtyBitmapSha256(bitmap) => {
+                reply(&self.bitmap_sha256(bitmap).await?)
+            }
+            BlockCommand::BlockdevSnapshotDeleteInternalSync(arguments) => {
+                reply(&self.delete_internal(arguments).await?)
+            }
             command => {
                 self.act(command).await?;
                 reply(&Empty {})
@@ -119,6 +130,18 @@ impl Storage {
         }
     }
 
+    async fn act_on_snapshot(&self, command: BlockCommand) -> Result<()> {
+        match command {
+            BlockCommand::BlockdevSnapshot(node) => self.snapshot(Overlay::Node(node)).await,
+            BlockCommand::BlockdevSnapshotSync(image) => self.snapshot(Overlay::Image(image)).await,
+            BlockCommand::BlockdevSnapshotInternalSync(arguments) => {
+                self.snapshot_internal(arguments).await
+            }
+            BlockCommand::ChangeBackingFile(arguments) => self.change_backing_file(arguments).await,
+            command => self.act_on_bitmap(command).await,
+        }
+    }
+
     async fn act_on_export(&self, command: BlockCommand) -> Result<()> {
         match command {
             BlockCommand::NbdServerStart(arguments) => self.nbd_server_start(arguments).await,
@@ -127,7 +150,7 @@ impl Storage {
             BlockCommand::NbdServerRemove(arguments) => self.nbd_server_remove(arguments).await,
             BlockCommand::BlockExportAdd(arguments) => self.block_export_add(arguments).await,
             BlockCommand::BlockExportDel(arguments) => self.block_export_del(arguments).await,
-            command => self.act_on_bitmap(command).await,
+            command => self.act_on_snapshot(command).await,
         }
     }
 

@@ -1,8 +1,9 @@
-//! Objects beside the nodes: TLS credentials and throttle groups.
+//! Objects beside the nodes.
 
 use ferry_api::QmpError;
 use ferry_api::command::{
-    AnyValue, ObjectDel, ObjectKind, ObjectOptions, QomGet, QomSet, ThrottleLimits, reply,
+    AnyValue, ObjectDel, ObjectKind, ObjectOptions, ObjectPropertyInfo, QomGet, QomList, QomSet,
+    ThrottleLimits, reply,
 };
 use ferry_block::filter::throttle::{self, ThrottleGroup};
 use ferry_block::net::{TlsCreds, TlsCredsOptions, TlsEndpoint};
@@ -11,6 +12,7 @@ use ferry_block::{BlockGraph, Error, ErrorKind};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::kept::{self, Kept};
 use super::{Result, Storage, carry_over};
 
 impl Storage {
@@ -22,6 +24,8 @@ impl Storage {
             return Err(QmpError::generic(text));
         }
         match kind {
+            ObjectKind::Iothread(thread) => self.keep(id, kept::iothread(&thread)?).await,
+            ObjectKind::Secret(secret) => self.keep(id, kept::secret(&secret)?).await,
             ObjectKind::ThrottleGroup(group) => {
                 let limits = throttle_limits(&group.limits.unwrap_or_default())?;
                 let add = move |graph: BlockGraph| async move {
@@ -43,11 +47,47 @@ impl Storage {
         }
     }
 
+    async fn keep(&self, id: String, object: Kept) -> Result<()> {
+        let add = |graph: BlockGraph| async move {
+            check_unused(&graph, &id)?;
+            kept::add(&graph, id, object);
+            Ok(())
+        };
+        self.on_graph(add).await
+    }
+
+    /// `qom-list` of all objects.
+    pub(super) async fn qom_list(&self, arguments: QomList) -> Result<Vec<ObjectPropertyInfo>> {
+        let QomList { path } = arguments;
+        let list = |graph: BlockGraph| async move {
+            if path != "/objects" {
+                let context = format!("Device '{path}' not found");
+                return Err(Error::new(ErrorKind::NotFound, context));
+            }
+            let typed = |ids: Vec<String>, kind: &str| {
+                let kind = format!("child<{kind}>");
+                ids.into_iter().map(|id| (id, kind.clone())).collect::<Vec<_>>()
+            };
+            let groups = typed(ThrottleGroup::ids(&graph), "throttle-group");
+            let creds = typed(TlsCreds::ids(&graph), "tls-creds-x509");
+            let kept = kept::list(&graph);
+            let own = [("type".to_owned(), "string".to_owned())];
+            Ok([own.to_vec(), groups, creds, kept].concat())
+        };
+        let info = |(name, kind)| ObjectPropertyInfo {
+            name,
+            kind,
+            description: None,
+            default_value: None,
+        };
+        Ok(self.on_graph(list).await?.into_iter().map(info).collect())
+    }
+
     /// `object-del`
     pub(super) async fn object_del(&self, arguments: ObjectDel) -> Result<()> {
         let id = arguments.id;
         let remove = move |graph: BlockGraph| async move {
-            if TlsCreds::unregister(&graph, &id) {
+            if TlsCreds::unregister(&graph, &id) || kept::remove(&graph, &id) {
                 return Ok(());
             }
             if ThrottleGroup::find(&graph, &id).is_some() {
@@ -58,9 +98,14 @@ impl Storage {
         self.on_graph(remove).await
     }
 
-    /// `qom-get` of a throttle group's limits.
+    /// `qom-get` of a throttle group's limits, or of what is kept.
     pub(super) async fn qom_get(&self, arguments: QomGet) -> Result<AnyValue> {
         let QomGet { path, property } = arguments;
+        let (id, name) = (object_id(&path).to_owned(), property.clone());
+        let look = |graph: BlockGraph| async move { Ok(kept::property(&graph, &id, &name)) };
+        if let Some(value) = self.on_graph(look).await? {
+            return Ok(AnyValue(value));
+        }
         check_property(&path, &property)?;
         let read = move |graph: BlockGraph| async move {
             throttle_group(&graph, &path).map(|group| group.limits())
@@ -104,9 +149,12 @@ fn check_property(path: &str, property: &str) -> Result<()> {
     Err(QmpError::generic(format!("Property '{path}.{property}' not found")))
 }
 
+fn object_id(path: &str) -> &str {
+    path.strip_prefix("/objects/").unwrap_or(path)
+}
+
 fn throttle_group(graph: &BlockGraph, path: &str) -> ferry_block::Result<ThrottleGroup> {
-    let id = path.strip_prefix("/objects/").unwrap_or(path);
-    ThrottleGroup::find(graph, id).ok_or_else(|| {
+    ThrottleGroup::find(graph, object_id(path)).ok_or_else(|| {
         let context = format!("Device '{path}' not found");
         Error::new(ErrorKind::NotFound, context)
     })
@@ -122,7 +170,8 @@ fn throttle_limits(from: &ThrottleLimits) -> Result<throttle::ThrottleLimits> {
 fn check_unused(graph: &BlockGraph, id: &str) -> ferry_block::Result<()> {
     let sides = [TlsEndpoint::Client, TlsEndpoint::Server];
     let is_creds = sides.iter().any(|side| TlsCreds::find(graph, id, *side).is_ok());
-    if is_creds || ThrottleGroup::find(graph, id).is_some() {
+    let is_kept = kept::list(graph).iter().any(|(other, _)| other == id);
+    if is_creds || is_kept || ThrottleGroup::find(graph, id).is_some() {
         let context =
             format!("attempt to add duplicate property '{id}' to object (type 'container')");
         return Err(Error::new(ErrorKind::AlreadyExists, context));

@@ -15,7 +15,14 @@ use crate::events::signed;
 impl Storage {
     /// The guest's disks.
     pub(super) async fn query_block(&self) -> Result<Vec<BlockInfo>> {
-        self.with_graph(|graph| devices(graph).iter().map(block_info).collect()).await
+        let look = |graph: BlockGraph| async move {
+            let mut disks = Vec::new();
+            for device in devices(&graph) {
+                disks.push(block_info(&device).await);
+            }
+            disks
+        };
+        self.blocks.call(look).await.map_err(qmp_error)
     }
 
     /// All nodes that have a name.
@@ -23,30 +30,26 @@ impl Storage {
         &self,
         depth: Depth,
     ) -> Result<Vec<BlockDeviceInfo>> {
-        self.with_graph(move |graph| {
-            let nodes = graph.nodes();
-            nodes.iter().filter(|n| is_named(n)).map(|node| node_info(node, depth)).collect()
-        })
-        .await
+        let look = move |graph: BlockGraph| async move {
+            let mut infos = Vec::new();
+            for node in graph.nodes().iter().filter(|node| is_named(node)) {
+                infos.push(node_info(node, depth).await);
+            }
+            infos
+        };
+        self.blocks.call(look).await.map_err(qmp_error)
     }
 
     /// Counters of devices, or of nodes.
     pub(super) async fn query_blockstats(&self, nodes: bool) -> Result<Vec<BlockStats>> {
-        self.with_graph(move |graph| {
+        let look = move |graph: BlockGraph| async move {
             if nodes {
                 graph.nodes().iter().map(node_stats).collect()
             } else {
-                devices(graph).iter().map(device_stats).collect()
+                devices(&graph).iter().map(device_stats).collect()
             }
-        })
-        .await
-    }
-
-    async fn with_graph<R: Send + 'static>(
-        &self,
-        look: impl FnOnce(&BlockGraph) -> R + Send + 'static,
-    ) -> Result<R> {
-        self.blocks.call(|graph| async move { look(&graph) }).await.map_err(qmp_error)
+        };
+        self.blocks.call(look).await.map_err(qmp_error)
     }
 }
 
@@ -69,8 +72,8 @@ fn visible(backend: &BlockBackend) -> BlockNode {
     node
 }
 
-fn block_info(backend: &BlockBackend) -> BlockInfo {
-    let info = node_info(&visible(backend), Depth::Chain);
+async fn block_info(backend: &BlockBackend) -> BlockInfo {
+    let info = node_info(&visible(backend), Depth::Chain).await;
     let inserted = match backend.throttle() {
         Some(group) => with_limits(info, &group),
         None => info,
@@ -87,7 +90,8 @@ fn block_info(backend: &BlockBackend) -> BlockInfo {
     }
 }
 
-fn node_info(node: &BlockNode, depth: Depth) -> BlockDeviceInfo {
+async fn node_info(node: &BlockNode, depth: Depth) -> BlockDeviceInfo {
+    let image = image_info(node, depth).await;
     let options = node.options();
     let bitmaps: Vec<_> = node.bitmaps().iter().map(|b| dirty_info(b)).collect();
     BlockDeviceInfo {
@@ -102,7 +106,7 @@ fn node_info(node: &BlockNode, depth: Depth) -> BlockDeviceInfo {
             DetectZeroes::On => command::DetectZeroes::On,
             DetectZeroes::Unmap => command::DetectZeroes::Unmap,
         },
-        image: image_info(node, depth),
+        image,
         cache: BlockdevCacheInfo { writeback: true, direct: options.direct, no_flush: false },
         dirty_bitmaps: Some(bitmaps).filter(|bitmaps| !bitmaps.is_empty()),
         ..BlockDeviceInfo::default()

@@ -110,6 +110,11 @@ impl ThrottleGroup {
         all.iter().filter_map(Weak::upgrade).map(ThrottleGroup).find(|it| it.name() == name)
     }
 
+    /// The names of the groups that users made.
+    pub fn ids(graph: &BlockGraph) -> Vec<String> {
+        Groups::of(graph).owned.borrow().iter().map(|group| group.name().to_owned()).collect()
+    }
+
     /// The group of that name, made without limits if there is none; it lives as long as its
     /// members.
     pub fn find_or_make(graph: &BlockGraph, name: &str) -> ThrottleGroup {

@@ -4,10 +4,11 @@ use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::bitmap::{ToStore, load_bitmaps, store_bitmaps};
+use super::bitmap::{BitmapEntry, ToStore, load_bitmaps, load_directory, store_bitmaps};
 use super::header::Header;
 use super::image::{Condition, Image};
 use super::open::beside;
+use super::snapshot::{Snapshot, load_snapshots};
 use crate::bitmap::DirtyBitmap;
 use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
@@ -59,6 +60,11 @@ impl Qcow2Driver {
         self.image.backing.replace(backing);
     }
 
+    /// Whether the image may be written from its next activation on. It is inactive now.
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        self.image.read_only.set(read_only);
+    }
+
     /// Bytes of the image file up to the end of the last cluster that is in use. Ahead of it the
     /// file may have been grown.
     pub fn end_offset(&self) -> u64 {
@@ -105,6 +111,33 @@ impl Qcow2Driver {
 }
 
 impl Qcow2Driver {
+    /// The internal snapshots, as the image lists them.
+    ///
+    /// # Errors
+    /// `Corrupt` when the list makes no sense.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        let pass = self.image.gate.enter().await;
+        let table = load_snapshots(&self.image.file, &self.header()).await;
+        drop(pass);
+        Ok(table?.snapshots)
+    }
+
+    /// The bitmaps in the image as it is now: those in use are stored when it is given up.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Unsupported` when their directory makes no sense.
+    pub async fn bitmap_entries(&self) -> Result<Vec<BitmapEntry>> {
+        let pass = self.image.gate.enter().await;
+        let entries = match self.header().bitmaps() {
+            Some(extension) => {
+                load_directory(&self.image.file, extension, self.image.geometry()).await
+            }
+            None => Ok(Vec::new()),
+        };
+        drop(pass);
+        entries
+    }
+
     /// The bitmaps stored in the image, by name.
     ///
     /// # Errors

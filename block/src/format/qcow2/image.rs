@@ -33,7 +33,6 @@ const MAX_JOINED: usize = 1 << 20;
 /// What the options decide for as long as the image is open.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Behaviour {
-    pub(super) read_only: bool,
     pub(super) pass_discard_request: bool,
     pub(super) pass_discard_other: bool,
     pub(super) discard_no_unref: bool,
@@ -70,6 +69,8 @@ pub(super) struct Image {
     /// What is shown instead of the disk.
     pub(super) snapshot: Option<SnapshotRef>,
     pub(super) behaviour: Behaviour,
+    /// Whether the image may not be written even when it is owned.
+    pub(super) read_only: Cell<bool>,
     pub(super) condition: Cell<Condition>,
     pub(super) header: RefCell<Header>,
     geometry: Cell<Geometry>,
@@ -121,6 +122,7 @@ impl Image {
             backing: RefCell::new(below.backing),
             snapshot,
             behaviour,
+            read_only: Cell::new(true),
             condition: Cell::new(Condition::Inactive),
             geometry: Cell::new(header.geometry),
             size: Cell::new(header.size),
@@ -320,7 +322,7 @@ impl Image {
     pub(super) fn corrupt(&self, what: &str) -> Error {
         let error = Error::new(ErrorKind::Corrupt, format!("{}: {what}", self.name()));
         let before = self.condition.get();
-        if !matches!(before, Condition::Clean | Condition::Changed) || self.behaviour.read_only {
+        if !matches!(before, Condition::Clean | Condition::Changed) || self.read_only.get() {
             return error;
         }
         self.condition.set(Condition::Corrupt);

@@ -69,6 +69,7 @@ mod write;
 mod zero;
 
 pub use driver::Qcow2Driver;
+pub(crate) use open::file_perms;
 pub use options::{BackingRef, OverlapCheck, OverlapFlags, OverlapTemplate, Qcow2Options};
 pub use usage::referenced_clusters;
 

@@ -29,7 +29,7 @@ impl Qcow2Options {
             let text = "a snapshot can only be opened read-only";
             return refuse(ErrorKind::InvalidArgument, text);
         }
-        let perms = if read_only { EdgePerms::READ } else { storage_perms() };
+        let perms = file_perms(read_only);
         let node = opening.child(&self.file, ChildRole::File).await?;
         let file = graph.edge(&node, ChildRole::File, perms)?;
         let snapshot = self.x_snapshot.as_ref();
@@ -49,6 +49,7 @@ impl Qcow2Options {
         let witness = Witness { jobs, node_name: opening.options().node_name.clone() };
         let image =
             Image::new(graph.executor(), witness, below, snapshot.cloned(), header, behaviour);
+        image.read_only.set(read_only);
         image.reload().await?;
         opening.add(Qcow2Driver::new(image)).await
     }
@@ -60,7 +61,6 @@ impl Qcow2Options {
         let unmap = node.discard == DiscardMode::Unmap;
         let interval = self.cache_clean_interval.unwrap_or(CLEAN_INTERVAL);
         Ok(Behaviour {
-            read_only: node.read_only,
             pass_discard_request: self.pass_discard_request.unwrap_or(unmap),
             pass_discard_other: self.pass_discard_other.unwrap_or(false),
             discard_no_unref: self.discard_no_unref.unwrap_or(false),
@@ -186,8 +186,11 @@ pub(super) fn beside(image: Option<&str>, name: &str) -> Result<String> {
     }
 }
 
-/// What a writable image does to its files, and lets others do.
-fn storage_perms() -> EdgePerms {
+/// What an image does to its files, and lets others do.
+pub(crate) fn file_perms(read_only: bool) -> EdgePerms {
+    if read_only {
+        return EdgePerms::READ;
+    }
     EdgePerms {
         needs: Perms::CONSISTENT_READ | Perms::WRITE | Perms::RESIZE,
         shares: Perms::CONSISTENT_READ | Perms::WRITE_UNCHANGED,

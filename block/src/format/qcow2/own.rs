@@ -66,7 +66,7 @@ impl Image {
         if let Some(expected) = only_if {
             self.check_mark(expected)?;
         }
-        if !self.behaviour.read_only {
+        if !self.read_only.get() {
             self.make_writable().await?;
             self.condition.set(Condition::Clean);
         }

@@ -42,10 +42,7 @@ impl Job for Create {
     const KIND: JobKind = JobKind::Create;
 
     async fn run(&mut self, ctx: &JobCtx) -> Result<()> {
-        match &self.image {
-            CreateImage::File(options) => create_file(&self.graph, options).await?,
-            CreateImage::Qcow2(options) => create_qcow2(&self.graph, options).await?,
-        }
+        create_image(&self.graph, &self.image).await?;
         ctx.progress(1, 1);
         Ok(())
     }
@@ -53,6 +50,18 @@ impl Job for Create {
     async fn settle(self, _ctx: &JobCtx, _how: Settle) -> Result<()> {
         // What a failed job leaves is no image: its header is written last.
         Ok(())
+    }
+}
+
+/// Makes an image without a job.
+///
+/// # Errors
+/// The options contradict each other, somebody uses the file, or the host refuses. What is left then
+/// is no image.
+pub async fn create_image(graph: &BlockGraph, image: &CreateImage) -> Result<()> {
+    match image {
+        CreateImage::File(options) => create_file(graph, options).await,
+        CreateImage::Qcow2(options) => create_qcow2(graph, options).await,
     }
 }
 

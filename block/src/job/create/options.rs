@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::create::{CreateOptions, Preallocation};
 use crate::format::qcow2::header::{Compression, Version};
-use crate::open::BlockdevRef;
+use crate::open::{BlockdevOptions, BlockdevRef};
 
 /// What to make.
 #[derive(Clone, Debug, Deserialize)]
@@ -64,6 +64,34 @@ pub enum Compat {
 pub enum CompressionName {
     Zlib,
     Zstd,
+}
+
+impl CreateImage {
+    /// A file of `size` bytes.
+    pub fn file(filename: &str, size: u64) -> CreateImage {
+        let filename = filename.to_owned();
+        CreateImage::File(CreateFile { filename, size, preallocation: Preallocation::Off })
+    }
+
+    /// A qcow2 image in a file that is there, over the image `backing`: its name and format.
+    pub fn overlay(filename: &str, size: u64, backing: (String, String)) -> CreateImage {
+        let (backing_file, backing_fmt) = backing;
+        CreateImage::Qcow2(Box::new(CreateQcow2 {
+            file: BlockdevRef::nested(BlockdevOptions::file(filename)),
+            data_file: None,
+            data_file_raw: None,
+            extended_l2: None,
+            size,
+            version: None,
+            backing_file: Some(backing_file),
+            backing_fmt: Some(backing_fmt),
+            cluster_size: None,
+            preallocation: None,
+            lazy_refcounts: None,
+            refcount_bits: None,
+            compression_type: None,
+        }))
+    }
 }
 
 impl CreateQcow2 {

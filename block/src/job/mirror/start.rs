@@ -82,7 +82,7 @@ fn check(
         return Err(invalid("Parameter 'granularity' expects a power of 2"));
     }
     for node in [source, target] {
-        if is_in_a_job(node) {
+        if node.job().is_some() {
             let name = node.name();
             let text =
                 format!("Node '{name}' is busy: block device is in use by block job: mirror");
@@ -152,12 +152,4 @@ async fn build(
 fn is_root(node: &BlockNode) -> bool {
     let parents = node.0.live_parents();
     !parents.iter().any(|edge| matches!(*edge.0.parent.borrow(), Parent::Node(_)))
-}
-
-/// Whether a job holds `node`.
-fn is_in_a_job(node: &BlockNode) -> bool {
-    node.0.live_parents().iter().any(|edge| match &*edge.0.parent.borrow() {
-        Parent::Backend(root) => root.upgrade().is_some_and(|root| root.kind == BackendKind::Job),
-        Parent::Node(_) | Parent::None => false,
-    })
 }

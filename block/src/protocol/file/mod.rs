@@ -111,6 +111,14 @@ impl FileDriver {
         })
     }
 
+    /// Bytes that it takes up on its host, if that can be told.
+    pub(crate) async fn allocated(&self) -> Option<u64> {
+        use std::os::unix::fs::MetadataExt;
+        let look =
+            |fd: BorrowedFd<'_>| Ok(File::from(fd.try_clone_to_owned()?).metadata()?.blocks());
+        self.io.blocking(look).await.ok().map(|blocks| blocks.saturating_mul(512))
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.io.file().as_fd()
     }

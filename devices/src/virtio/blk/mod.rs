@@ -68,7 +68,10 @@ impl BlkControl {
     /// The disk has another length now: tells the driver (section 5.2.6.2). `len` is in bytes; a last part
     /// of less than a sector is not seen by the guest.
     pub fn set_capacity(&self, len: u64) {
-        self.shared.set_len(whole_sectors(len));
+        let len = whole_sectors(len);
+        if self.shared.set_len(len) == len {
+            return;
+        }
         if let Some(interrupt) = self.interrupt.get() {
             interrupt.config();
         }
@@ -93,18 +96,22 @@ impl VirtioBlk {
         config.check()?;
         let mailbox = Mailbox::default();
         let (name, orders) = (backend.to_owned(), mailbox.clone());
+        let interrupt: Arc<OnceLock<Arc<Interrupt>>> = Arc::default();
+        let told = Arc::clone(&interrupt);
         let made = disk.call(move |graph| async move {
             let missing = || Error::new(ErrorKind::NotFound, format!("there is no disk '{name}'"));
             let backend = graph.backend(&name).ok_or_else(missing)?;
             let (len, limits) = (backend.len(), backend.node().limits());
             let shared = Arc::new(Shared::new(config, whole_sectors(len)));
+            let control = BlkControl { shared: Arc::clone(&shared), interrupt: told };
+            backend.on_resize(move |len| control.set_capacity(len));
             let executor = graph.executor().clone();
             let worker = Worker::new(executor.clone(), backend, Arc::clone(&shared));
             executor.spawn(worker.work(orders));
             Ok::<_, Error>((shared, limits))
         });
         let (shared, limits) = made.await??;
-        let control = BlkControl { shared: Arc::clone(&shared), interrupt: Arc::default() };
+        let control = BlkControl { shared: Arc::clone(&shared), interrupt };
         let features = shared.config().features(&limits);
         Ok(Self { shared, limits, mailbox, control, features, parked: Arc::default() })
     }

@@ -35,8 +35,9 @@ impl Shared {
         self.len.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_len(&self, len: u64) {
-        self.len.store(len, Ordering::Release);
+    /// Sets the length; answers what it was.
+    pub(super) fn set_len(&self, len: u64) -> u64 {
+        self.len.swap(len, Ordering::AcqRel)
     }
 
     /// The `writeback` field of the configuration.

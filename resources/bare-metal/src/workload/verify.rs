@@ -14,7 +14,8 @@ const BUSY: u32 = 1 << 31;
 
 /// The disk under test and what each block must hold: 0 is zeroes, other numbers a sequence number.
 pub struct Verifier {
-    disk: Disk,
+    /// The disk.
+    pub disk: Disk,
     expected: *mut u32,
     blocks: u64,
     block_bytes: u64,

@@ -1,0 +1,137 @@
+//! External snapshots: an overlay takes a node's place, and the node is below it from then on.
+//!
+//! What is refused is refused in QEMU's words. Requests wait while the overlay moves in, no longer.
+
+use super::drain::reaches;
+use super::{BlockGraph, Drained, Edit};
+use crate::edge::{ChildRole, EdgePerms, Parent};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::qcow2::Qcow2Driver;
+use crate::job::JobRegistry;
+use crate::node::BlockNode;
+
+/// A snapshot that was taken. [`commit`](ExternalSnapshot::commit) makes it stay,
+/// [`undo`](ExternalSnapshot::undo) takes it back.
+#[must_use = "a snapshot is committed or undone"]
+pub struct ExternalSnapshot {
+    graph: BlockGraph,
+    node: BlockNode,
+    overlay: BlockNode,
+}
+
+impl BlockGraph {
+    /// Refuses a snapshot of `node` that others are in the way of.
+    ///
+    /// # Errors
+    /// `Busy`: a job works on it, or another image lies over it.
+    pub fn check_snapshot(&self, node: &BlockNode) -> Result<()> {
+        let busy = |why: String| {
+            let context = format!("Node '{}' is busy: {why}", node.name());
+            Err(Error::new(ErrorKind::Busy, context))
+        };
+        if let Some(over) = overlay_of(node) {
+            return busy(format!("node is used as backing hd of '{over}'"));
+        }
+        // A job's own filter passes on what is below it.
+        let chain = std::iter::successors(Some(node.clone()), BlockNode::filtered);
+        let jobs = JobRegistry::of(self).query_jobs();
+        for id in chain.filter_map(|node| node.job()) {
+            let kind = jobs.iter().find(|job| job.id == id).map_or("job", |job| job.kind.as_str());
+            return busy(format!("block device is in use by block job: {kind}"));
+        }
+        Ok(())
+    }
+
+    /// Puts `overlay` in the place of `node`, which lies below it from then on and is durable. The
+    /// disk reads the same if nothing was written to the overlay, which is the caller's to see to.
+    ///
+    /// # Errors
+    /// `Busy` or `InvalidArgument` for what does not go together, and what the storage says when the
+    /// node is written out. Then everything is as before.
+    pub async fn snapshot(
+        &self,
+        node: &BlockNode,
+        overlay: &BlockNode,
+        drained: &Drained,
+    ) -> Result<ExternalSnapshot> {
+        self.check_snapshot(node)?;
+        let driver = check_overlay(node, overlay)?;
+        node.flush().await?;
+        // Idle until all who use the node have gone over: they write to it as yet.
+        let edge = self.edge(node, ChildRole::Backing, EdgePerms::IDLE)?;
+        edge.0.parent.replace(Parent::Node(std::rc::Rc::downgrade(&overlay.0)));
+        driver.set_backing(Some(edge.clone()));
+        let moved = Edit::new().replace(node, overlay, &[]).set_edge_perms(&edge, EdgePerms::READ);
+        if let Err(error) = self.apply(&moved, drained) {
+            driver.set_backing(None);
+            return Err(error);
+        }
+        Ok(ExternalSnapshot { graph: self.clone(), node: node.clone(), overlay: overlay.clone() })
+    }
+}
+
+impl ExternalSnapshot {
+    /// The node that took the place.
+    pub fn overlay(&self) -> &BlockNode {
+        &self.overlay
+    }
+
+    /// Makes it stay: the node below is left at rest and read-only, so that others may read its image
+    /// too. Nothing needs to be drained any more.
+    pub async fn commit(self) {
+        if let Err(error) = self.graph.set_read_only(&self.node, true).await {
+            // The snapshot is there all the same, and nobody can write below it.
+            tracing::warn!("node '{}' stays writable: {error}", self.node.name());
+        }
+    }
+
+    /// Takes it back, with the same drain still held.
+    pub fn undo(self, drained: &Drained) {
+        let Some(driver) = self.overlay.driver::<Qcow2Driver>() else { return };
+        let Some(edge) = driver.backing() else { return };
+        let back = Edit::new()
+            .replace(&self.overlay, &self.node, &[])
+            .set_edge_perms(&edge, EdgePerms::IDLE);
+        match self.graph.apply(&back, drained) {
+            Ok(()) => driver.set_backing(None),
+            Err(error) => {
+                tracing::error!("node '{}' keeps its overlay: {error}", self.node.name());
+            }
+        }
+    }
+}
+
+/// The name of the image that lies over `node`.
+fn overlay_of(node: &BlockNode) -> Option<String> {
+    let parents = node.0.live_parents();
+    let above = parents.iter().find(|edge| edge.role() == ChildRole::Backing)?;
+    match &*above.0.parent.borrow() {
+        Parent::Node(parent) => parent.upgrade().map(|parent| parent.name.clone()),
+        Parent::Backend(_) | Parent::None => None,
+    }
+}
+
+/// The driver of a node that can be put over `node`.
+fn check_overlay<'a>(node: &BlockNode, overlay: &'a BlockNode) -> Result<&'a Qcow2Driver> {
+    let refuse = |kind, text: &str| Err(Error::new(kind, text));
+    if !overlay.is_same(node) && !overlay.0.live_parents().is_empty() {
+        return refuse(ErrorKind::Busy, "The overlay is already in use");
+    }
+    if overlay.backing().is_some() {
+        return refuse(ErrorKind::InvalidArgument, "The overlay already has a backing image");
+    }
+    let Some(driver) = overlay.driver::<Qcow2Driver>() else {
+        let text = "The overlay does not support backing images";
+        return refuse(ErrorKind::InvalidArgument, text);
+    };
+    if reaches(node, overlay) || reaches(overlay, node) {
+        let (below, above) = (node.name(), overlay.name());
+        let text = format!("Making '{below}' a backing child of '{above}' would create a cycle");
+        return refuse(ErrorKind::InvalidArgument, &text);
+    }
+    Ok(driver)
+}
+
+#[cfg(test)]
+#[path = "snapshot_tests.rs"]
+mod tests;

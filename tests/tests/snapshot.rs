@@ -1,0 +1,108 @@
+//! Snapshots of a disk while a client of an export writes to it.
+
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use ferry_tests::daemon::Daemon;
+use ferry_tests::need::{self, Need};
+use ferry_tests::{command, time};
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const NEEDS: &[Need] =
+    &[Need::Program("nbdcopy", "libnbd-bin"), Need::Program("qemu-img", "qemu-utils")];
+/// Bytes of the disk.
+const SIZE: u64 = 48 << 20;
+/// Bytes a second that the client may write, so that everything happens while it does.
+const RATE: u64 = 12 << 20;
+
+/// A program that runs meanwhile, ended when it is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Blocks that are all different, so that none can stand for another.
+fn fill(path: &str) -> Result<()> {
+    let blocks = (0..SIZE / 8).flat_map(|number| (number * 0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    Ok(std::fs::write(path, blocks.collect::<Vec<u8>>())?)
+}
+
+fn qemu_img(arguments: &[&str]) -> Result<String> {
+    let mut program = command::program("qemu-img", "qemu-utils")?;
+    command::output(program.args(arguments))
+}
+
+#[test]
+fn snapshots_are_taken_while_a_client_writes() {
+    need::test(NEEDS, || {
+        let mut daemon = Daemon::ferry(&[
+            "--blockdev=driver=file,node-name=f0,filename=DIR/disk.raw",
+            "--blockdev=driver=raw,node-name=disk,file=f0",
+            "--nbd-server=addr.type=unix,addr.path=DIR/nbd",
+        ])?;
+        let mut qmp = daemon.qmp()?;
+        qmp.call("block_resize", json!({"node-name": "disk", "size": SIZE}))?;
+        let export = json!({"type": "nbd", "id": "e0", "node-name": "disk", "name": "disk",
+            "writable": true});
+        qmp.call("block-export-add", export)?;
+        let limits = json!({"id": "e0", "bps": 0, "bps_rd": 0, "bps_wr": RATE, "iops": 0,
+            "iops_rd": 0, "iops_wr": 0});
+        qmp.call("block_set_io_throttle", limits)?;
+        fill(&daemon.path("source"))?;
+        let mut copy = Command::new("nbdcopy");
+        copy.arg(daemon.path("source"));
+        copy.arg(format!("nbd+unix:///disk?socket={}", daemon.path("nbd")));
+        let mut client = Running(copy.spawn()?);
+
+        let mut below = "disk".to_owned();
+        let mut sealed = Vec::new();
+        for number in 1..=4 {
+            std::thread::sleep(Duration::from_millis(600));
+            let (name, file) = (format!("s{number}"), daemon.path(&format!("s{number}")));
+            let bitmap = json!({"node": &name, "name": "since", "persistent": true});
+            let overlay = json!({"node-name": below, "snapshot-file": file,
+                "snapshot-node-name": &name});
+            let actions = json!([{"type": "blockdev-snapshot-sync", "data": overlay},
+                {"type": "block-dirty-bitmap-add", "data": bitmap}]);
+            qmp.call("transaction", json!({"actions": actions}))?;
+            let inside = json!({"device": &name, "name": "inside"});
+            qmp.call("blockdev-snapshot-internal-sync", inside)?;
+            let path = if number == 1 { "disk.raw".to_owned() } else { below };
+            // Nothing more comes to what is below: it may be copied away.
+            sealed.push((path.clone(), std::fs::read(daemon.path(&path))?));
+            below = name;
+        }
+        ensure!(client.0.try_wait()?.is_none(), "the client was done before the snapshots were");
+        let status = time::poll("the copy", LIMIT, || Ok(client.0.try_wait()?))?;
+        ensure!(status.success(), "the client was refused something");
+        qmp.call("block-export-del", json!({"id": "e0", "mode": "hard"}))?;
+        qmp.call("quit", json!({}))?;
+        ensure!(daemon.ended()? == 0);
+
+        for (name, content) in &sealed {
+            ensure!(std::fs::read(daemon.path(name))? == *content, "{name} was written to");
+        }
+        let info = qemu_img(&["info", "--backing-chain", "--output=json", &daemon.path("s4")])?;
+        let chain: Vec<Value> = serde_json::from_str(&info)?;
+        ensure!(chain.len() == 5 && chain[4]["format"] == "raw", "{info}");
+        for image in &chain[..4] {
+            let path = image["filename"].as_str().unwrap_or_default();
+            ensure!(Path::new(path).is_absolute() && image["snapshots"][0]["name"] == "inside");
+            let bitmap = &image["format-specific"]["data"]["bitmaps"][0];
+            ensure!(bitmap["name"] == "since" && bitmap["flags"] == json!(["auto"]), "{image}");
+            qemu_img(&["check", path])?;
+        }
+        let formats = ["compare", "-f", "raw", "-F", "qcow2"];
+        let files = [daemon.path("source"), daemon.path("s4")];
+        let arguments: Vec<&str> =
+            formats.into_iter().chain(files.iter().map(String::as_str)).collect();
+        qemu_img(&arguments).map(drop)
+    });
+}
