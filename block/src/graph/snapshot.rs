@@ -114,8 +114,10 @@ fn overlay_of(node: &BlockNode) -> Option<String> {
 /// The driver of a node that can be put over `node`.
 fn check_overlay<'a>(node: &BlockNode, overlay: &'a BlockNode) -> Result<&'a Qcow2Driver> {
     let refuse = |kind, text: &str| Err(Error::new(kind, text));
-    if !overlay.is_same(node) && !overlay.0.live_parents().is_empty() {
-        return refuse(ErrorKind::Busy, "The overlay is already in use");
+    let parents = overlay.0.live_parents();
+    let in_use = "The overlay is already in use";
+    if parents.iter().any(|edge| matches!(*edge.0.parent.borrow(), Parent::Backend(_))) {
+        return refuse(ErrorKind::Busy, in_use);
     }
     if overlay.backing().is_some() {
         return refuse(ErrorKind::InvalidArgument, "The overlay already has a backing image");
@@ -124,6 +126,10 @@ fn check_overlay<'a>(node: &BlockNode, overlay: &'a BlockNode) -> Result<&'a Qco
         let text = "The overlay does not support backing images";
         return refuse(ErrorKind::InvalidArgument, text);
     };
+    if !parents.is_empty() {
+        // They would be taken along when a snapshot is undone.
+        return refuse(ErrorKind::Busy, in_use);
+    }
     if reaches(node, overlay) || reaches(overlay, node) {
         let (below, above) = (node.name(), overlay.name());
         let text = format!("Making '{below}' a backing child of '{above}' would create a cycle");
