@@ -61,8 +61,11 @@ pub(crate) struct BackendInner {
     pub(crate) waits_for: Cell<Option<EdgePerms>>,
     throttle: RefCell<Option<Rc<ThrottleMember>>>,
     /// Who is told of another length.
-    resized: RefCell<Option<Rc<dyn Fn(u64)>>>,
+    resized: RefCell<Option<LengthSink>>,
 }
+
+/// Who is told of a length in bytes.
+type LengthSink = Rc<dyn Fn(u64)>;
 
 /// Counts who is inside and keeps others out while it is closed.
 #[derive(Default)]

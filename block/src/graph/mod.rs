@@ -266,6 +266,7 @@ impl BlockGraph {
     }
 
     fn check_removable(&self, node: &BlockNode) -> Result<()> {
+        snapshot::check_top(node)?;
         let name = node.name();
         if !node.0.live_parents().is_empty() {
             return Err(Error::new(ErrorKind::Busy, format!("Node {name} is in use")));

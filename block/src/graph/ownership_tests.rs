@@ -1,5 +1,4 @@
 use super::super::test_rig::Rig;
-use super::*;
 use crate::format::qcow2::BackingRef;
 use crate::open::BlockdevRef;
 

@@ -4,7 +4,7 @@
 
 use super::drain::reaches;
 use super::{BlockGraph, Drained, Edit};
-use crate::edge::{ChildRole, EdgePerms, Parent};
+use crate::edge::{ChildRole, Edge, EdgePerms, Parent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Qcow2Driver;
 use crate::job::JobRegistry;
@@ -25,21 +25,15 @@ impl BlockGraph {
     /// # Errors
     /// `Busy`: a job works on it, or another image lies over it.
     pub fn check_snapshot(&self, node: &BlockNode) -> Result<()> {
-        let busy = |why: String| {
-            let context = format!("Node '{}' is busy: {why}", node.name());
-            Err(Error::new(ErrorKind::Busy, context))
-        };
-        if let Some(over) = overlay_of(node) {
-            return busy(format!("node is used as backing hd of '{over}'"));
-        }
+        check_top(node)?;
         // A job's own filter passes on what is below it.
-        let chain = std::iter::successors(Some(node.clone()), BlockNode::filtered);
+        let mut chain = std::iter::successors(Some(node.clone()), BlockNode::filtered);
+        let Some(id) = chain.find_map(|node| node.job()) else { return Ok(()) };
         let jobs = JobRegistry::of(self).query_jobs();
-        for id in chain.filter_map(|node| node.job()) {
-            let kind = jobs.iter().find(|job| job.id == id).map_or("job", |job| job.kind.as_str());
-            return busy(format!("block device is in use by block job: {kind}"));
-        }
-        Ok(())
+        let kind = jobs.iter().find(|job| job.id == id).map_or("job", |job| job.kind.as_str());
+        let name = node.name();
+        let text = format!("Node '{name}' is busy: block device is in use by block job: {kind}");
+        Err(Error::new(ErrorKind::Busy, text))
     }
 
     /// Puts `overlay` in the place of `node`, which lies below it from then on and is durable. The
@@ -101,14 +95,18 @@ impl ExternalSnapshot {
     }
 }
 
-/// The name of the image that lies over `node`.
-fn overlay_of(node: &BlockNode) -> Option<String> {
-    let parents = node.0.live_parents();
-    let above = parents.iter().find(|edge| edge.role() == ChildRole::Backing)?;
-    match &*above.0.parent.borrow() {
+/// Refuses a node that another image lies over.
+pub(super) fn check_top(node: &BlockNode) -> Result<()> {
+    let over = |edge: &Edge| match &*edge.0.parent.borrow() {
         Parent::Node(parent) => parent.upgrade().map(|parent| parent.name.clone()),
         Parent::Backend(_) | Parent::None => None,
-    }
+    };
+    let parents = node.0.live_parents();
+    let above = parents.iter().filter(|edge| edge.role() == ChildRole::Backing).find_map(over);
+    let Some(above) = above else { return Ok(()) };
+    let name = node.name();
+    let text = format!("Node '{name}' is busy: node is used as backing hd of '{above}'");
+    Err(Error::new(ErrorKind::Busy, text))
 }
 
 /// The driver of a node that can be put over `node`.
