@@ -13,8 +13,11 @@ use crate::error::Result;
 /// The table or a block cannot be read.
 pub async fn referenced_clusters(file: &Edge, header: &Header, enough: u64) -> Result<u64> {
     let geometry = header.geometry;
-    // The header's limits bound the table.
-    let entries = usize::try_from(header.refcount_table_bytes() / 8).unwrap_or(0);
+    // Blocks of clusters behind the end of the file could be as many as somebody likes.
+    let clusters = file.len().div_ceil(geometry.cluster_size());
+    let blocks = clusters.div_ceil(geometry.refcount_block_entries());
+    let entries = blocks.min(header.refcount_table_bytes() / 8);
+    let entries = usize::try_from(entries).unwrap_or(0);
     let per_block = usize::try_from(geometry.refcount_block_entries()).unwrap_or(0);
     let mut count = 0;
     let table = read_words(file, header.refcount_table_offset, entries).await?;
