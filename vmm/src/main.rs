@@ -25,7 +25,7 @@ enum Command {
     Run(Box<RunArgs>),
     /// Make, look at, check and copy disk images
     #[command(subcommand)]
-    Img(ImgCommand),
+    Img(Box<ImgCommand>),
     /// Serve disks without a guest: nodes, jobs and exports, controlled by QMP
     Storage(Box<StorageArgs>),
     #[command(flatten)]
