@@ -88,7 +88,7 @@ async fn describe(session: &Session, request: &Request<'_>) -> Result<Map<String
         info.insert("actual-size".into(), bytes.into());
     }
     match format.as_str() {
-        "raw" => {}
+        "raw" | "file" | "host_device" | "nbd" => {}
         "qcow2" => {
             let described = qcow2::describe(&mut info, file.root.edge(), &name).await;
             let context = format!("Could not open '{}'", request.name);

@@ -201,9 +201,11 @@ impl Session {
     async fn try_container(&self, request: &Request<'_>) -> Result<(String, Image)> {
         let location = request.location()?;
         let (format, protocol) = match (&location, location.protocol()) {
-            (Location::Image(options), _) if options["file"].is_object() => {
+            (Location::Image(options), _) => {
                 let driver = options["driver"].as_str().unwrap_or_default();
-                (driver.to_owned(), options["file"].clone())
+                // A protocol without a format holds itself.
+                let file = if options["file"].is_null() { options } else { &options["file"] };
+                (driver.to_owned(), file.clone())
             }
             (_, Some(protocol)) => match request.format {
                 Some(format) => (format.to_owned(), protocol),

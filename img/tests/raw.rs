@@ -45,6 +45,7 @@ fn info_and_map_say_what_qemu_img_says() {
         "info -f raw --output=json a.raw",
         "info -U --backing-chain --output json a.raw",
         "info --image-opts --output json driver=raw,file.driver=file,file.filename=a.raw",
+        "info --image-opts --output json driver=file,filename=a.raw",
         "map --output json a.raw",
         "map -f raw --output json -s 1M -l 2M a.raw",
         "map --output json --start-offset=4M a.raw",
