@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 use ferry_tests::console::number;
-use ferry_tests::lab::{self, LIMIT, Lab};
+use ferry_tests::lab::{self, LIMIT, Lab, Verdict};
 use ferry_tests::need::{self, Need};
-use ferry_tests::vm::{Disk, Vm};
+use ferry_tests::vm::{Disk, Spec, Vm};
 use serde_json::json;
 
 const KVM: &[Need] = &[Need::Kvm];
@@ -158,28 +158,42 @@ fn capacity(vm: &Vm) -> Result<[u64; 3]> {
     Ok([sectors?, generation?, raised?])
 }
 
+/// Lets the disk of a running guest grow while its destination has the image open, and moves it there.
+fn grown_and_moved(lab: &Lab, spec: &Spec) -> Result<(Vm, Verdict)> {
+    let vm = lab.run(spec)?;
+    ensure!(capacity(&vm)? == [(4 << 20) / 512, 0, 0]);
+    let (target, uri) = lab.destination(spec, "m.sock")?;
+    let mut qmp = vm.qmp()?;
+    // The same length again is no news.
+    for _ in 0..2 {
+        qmp.call("block_resize", json!({"device": "disk0", "size": 8 << 20}))?;
+    }
+    ensure!(capacity(&vm)? == [(8 << 20) / 512, 1, 1]);
+    qmp.call("migrate", json!({ "uri": uri }))?;
+    let answer = lab::migrated(&mut qmp)?;
+    ensure!(answer["status"] == "completed", "{answer}");
+    target.console.wait_dot(LIMIT)?;
+    let [sectors, generation, raised] = capacity(&target)?;
+    ensure!(sectors == (8 << 20) / 512 && generation >= 1 && raised == 1);
+    lab::finish(&target)?;
+    let verdict = lab::verdict(&target)?;
+    Ok((target, verdict))
+}
+
 #[test]
 fn a_running_guest_sees_its_disk_grow_and_takes_that_along() {
-    need::test(KVM, || {
+    need::test(&[Need::Kvm, need::QEMU_IMG], || {
+        let words = "workload=verify init=zero disk_iops=500";
         let lab = Lab::new()?;
-        let (spec, path) = lab.with_disk("workload=verify init=zero disk_iops=500", 4)?;
-        let vm = lab.run(&spec)?;
-        ensure!(capacity(&vm)? == [(4 << 20) / 512, 0, 0]);
-        let mut qmp = vm.qmp()?;
-        // The same length again is no news.
-        for _ in 0..2 {
-            qmp.call("block_resize", json!({"device": "disk0", "size": 8 << 20}))?;
-        }
-        ensure!(capacity(&vm)? == [(8 << 20) / 512, 1, 1]);
-        let (target, uri) = lab.destination(&spec, "m.sock")?;
-        qmp.call("migrate", json!({ "uri": uri }))?;
-        let answer = lab::migrated(&mut qmp)?;
-        ensure!(answer["status"] == "completed", "{answer}");
-        target.console.wait_dot(LIMIT)?;
-        ensure!(capacity(&target)? == [(8 << 20) / 512, 1, 1]);
-        lab::finish(&target)?;
-        let verdict = lab::verdict(&target)?;
-        drop((vm, target));
-        lab::holds(&path, verdict, 4096)
+        let (spec, path) = lab.with_disk(words, 4)?;
+        let (vm, verdict) = grown_and_moved(&lab, &spec)?;
+        drop(vm);
+        lab::holds(&path, verdict, 4096)?;
+
+        let lab = Lab::new()?;
+        let (spec, path) = lab.with_qcow2(words, 4)?;
+        let (mut vm, verdict) = grown_and_moved(&lab, &spec)?;
+        vm.wait(LIMIT)?;
+        lab::qcow2_holds(&path, verdict, 4096)
     });
 }

@@ -7,7 +7,9 @@ use super::{BlockGraph, perms};
 use crate::backend::{BackendKind, BlockBackend};
 use crate::edge::{Edge, EdgePerms, Parent, PermRule, Perms};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::qcow2::Qcow2Driver;
 use crate::node::BlockNode;
+use crate::protocol::file::FileDriver;
 
 /// The generation marks of a graph's writable images at one moment, by node name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +49,21 @@ impl BlockGraph {
     /// Takes write ownership of `node` and of all below it; all or none.
     pub async fn activate(&self, node: &BlockNode) -> Result<()> {
         self.activate_nodes(children_first(std::slice::from_ref(node)), None).await
+    }
+
+    /// Looks again at the images that another process owns, and tells the devices their lengths: it may
+    /// have resized them since they were opened.
+    pub async fn refresh(&self) -> Result<()> {
+        for node in children_first(&self.nodes()).into_iter().filter(|node| !node.is_active()) {
+            if let Some(file) = node.driver::<FileDriver>() {
+                file.refresh_len().await?;
+            }
+            if let Some(image) = node.driver::<Qcow2Driver>() {
+                image.refresh().await?;
+            }
+        }
+        self.backends().iter().for_each(|backend| backend.0.tell_length());
+        Ok(())
     }
 
     async fn activate_nodes(

@@ -61,8 +61,17 @@ impl Dest {
 }
 
 impl DestMachine for Dest {
+    /// The disks as the source has them by now: it may have resized one since we opened it.
     fn facts(&self) -> Facts {
-        self.facts.clone()
+        let look = ask(&self.door, |control| async move {
+            let refresh = |graph: BlockGraph| async move { graph.refresh().await };
+            control.blocks().call(refresh).await.and_then(|done| done)?;
+            Ok(facts::of(&control.machine))
+        });
+        look.unwrap_or_else(|error: ferry_migration::Error| {
+            tracing::warn!("the disks are taken to be as they were: {error}");
+            self.facts.clone()
+        })
     }
 
     fn ram(&self) -> Arc<dyn GuestRam> {

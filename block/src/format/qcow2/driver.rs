@@ -60,6 +60,14 @@ impl Qcow2Driver {
         self.image.backing.replace(backing);
     }
 
+    /// Reads everything again that another process may have changed. The image is inactive.
+    pub(crate) async fn refresh(&self) -> Result<()> {
+        let closed = self.image.gate.close().await;
+        let reloaded = self.image.reload().await;
+        drop(closed);
+        reloaded
+    }
+
     /// Whether the image may be written from its next activation on. It is inactive now.
     pub(crate) fn set_read_only(&self, read_only: bool) {
         self.image.read_only.set(read_only);

@@ -119,6 +119,14 @@ impl FileDriver {
         self.io.blocking(look).await.ok().map(|blocks| blocks.saturating_mul(512))
     }
 
+    /// Reads the length again, which another process may have changed.
+    pub(crate) async fn refresh_len(&self) -> Result<()> {
+        let kind = self.kind;
+        let len = self.io.blocking(move |fd| refresh(fd, kind)).await;
+        self.len.set(len.map_err(|error| self.failed("read the length of", error))?);
+        Ok(())
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.io.file().as_fd()
     }
@@ -326,17 +334,12 @@ impl BlockDriver for FileDriver {
         // Whatever was learnt while another process may have written is worth nothing.
         self.known_data.take();
         self.active.set(true);
-        let kind = self.kind;
-        let len = self.io.blocking(move |fd| refresh(fd, kind)).await;
-        match len {
-            Ok(len) => self.len.set(len),
-            Err(error) => {
-                self.active.set(false);
-                self.lock(EdgePerms::IDLE)?;
-                return Err(self.failed("read the length of", error));
-            }
+        let refreshed = self.refresh_len().await;
+        if refreshed.is_err() {
+            self.active.set(false);
+            self.lock(EdgePerms::IDLE)?;
         }
-        Ok(())
+        refreshed
     }
 
     async fn inactivate(&self) -> Result<()> {
