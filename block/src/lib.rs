@@ -57,6 +57,6 @@ pub use io_thread::{IoThread, IoThreadOptions};
 pub use node::{AttachedBitmap, BitmapUse, BlockNode, BlockStats, NodeOptions, OpStats};
 pub use notify::Notify;
 pub use open::{
-    BlockdevOptions, BlockdevRef, CacheOptions, DetectZeroes, DiscardMode, DriverOptions,
+    BlockdevOptions, BlockdevRef, CacheOptions, DetectZeroes, DiscardMode, DriverOptions, json_name,
 };
 pub use ranges::{RangeGuard, RangeLocks};

@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         let request = arguments.image.request(&arguments.filename, Access::Resize);
         let (_, file) = session.open_container(&request).await?;
         let image = session.open(&Request { access: Access::Share, ..request }).await?;
-        let (base, next) = base(&image, arguments.base.as_deref())?;
+        let (base, by_default) = base(&image, arguments.base.as_deref())?;
         let target = open_base(session, arguments, &base).await?;
         if target.len() < image.len() {
             target.root.resize(image.len()).await?;
@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         copy(arguments, &image, base, &target)?.run(session, &progress).await?;
         target.root.flush().await?;
         progress.finish();
-        if next && !arguments.keep {
+        if by_default && !arguments.keep {
             empty(file.root.edge()).await?;
         }
         if !arguments.quiet {
@@ -68,7 +68,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     })
 }
 
-/// The image below that takes everything, and whether it is the next one.
+/// The image below that takes everything, and whether the user left that to us: only then is what was
+/// committed given up.
 fn base(image: &Image, name: Option<&str>) -> Result<(BlockNode, bool)> {
     let next =
         image.node.backing().ok_or_else(|| Failure::new("Image does not have a backing file"))?;
@@ -82,8 +83,7 @@ fn base(image: &Image, name: Option<&str>) -> Result<(BlockNode, bool)> {
     let found = chain.find(named).ok_or_else(|| {
         Failure::new(format!("Did not find '{name}' in the backing chain of '{}'", image.name))
     })?;
-    let is_next = found.is_same(&next);
-    Ok((found, is_next))
+    Ok((found, false))
 }
 
 async fn open_base(session: &Session, arguments: &Arguments, base: &BlockNode) -> Result<Image> {

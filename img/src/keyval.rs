@@ -4,6 +4,7 @@ use ferry_api::keyval::split;
 use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
+use crate::size;
 
 /// The pairs of a list, in order. A comma in a value is written twice; a key without a value is
 /// on, and `noKEY` without a value is left to whoever knows the key.
@@ -70,7 +71,10 @@ fn scalar(name: &str, value: &str) -> Value {
     match value {
         "on" | "true" => Value::from(true),
         "off" | "false" => Value::from(false),
-        _ => value.parse::<u64>().map_or_else(|_| Value::from(value), Value::from),
+        _ if value.starts_with(|first: char| first.is_ascii_digit()) => {
+            size::parse(value).map_or_else(|_| Value::from(value), Value::from)
+        }
+        _ => Value::from(value),
     }
 }
 
@@ -89,9 +93,9 @@ mod tests {
 
     #[test]
     fn dots_make_objects() {
-        let text = "driver=raw,offset=512,file.driver=file,file.filename=12,read-only=on";
+        let text = "driver=raw,offset=512,size=64k,file.driver=file,file.filename=12,read-only=on";
         let expected = serde_json::json!({
-            "driver": "raw", "offset": 512, "read-only": true,
+            "driver": "raw", "offset": 512, "size": 65536, "read-only": true,
             "file": {"driver": "file", "filename": "12"},
         });
         assert_eq!(object(text).unwrap(), expected);

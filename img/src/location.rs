@@ -1,7 +1,7 @@
 //! What a person writes to name an image: a path, an NBD address, or options.
 
-use ferry_block::BlockdevOptions;
 use ferry_block::protocol::nbd::NbdOptions;
+use ferry_block::{BlockdevOptions, json_name};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Result};
@@ -21,10 +21,8 @@ pub(crate) enum Location {
 impl Location {
     /// Reads a name as `qemu-img` does: `json:{...}`, `nbd:...`, an NBD URI, `file:path`, or a path.
     pub(crate) fn parse(name: &str) -> Result<Location> {
-        if let Some(text) = name.strip_prefix("json:") {
-            let options: Value = serde_json::from_str(text).map_err(|error| {
-                Failure::new(format!("Could not parse the JSON options: {error}"))
-            })?;
+        if let Some(options) = json_name(name) {
+            let options = options?;
             let driver = options.get("driver").and_then(Value::as_str);
             let protocol = matches!(driver, Some("file" | "host_device" | "nbd"));
             return Ok(if protocol {

@@ -32,7 +32,8 @@ pub(crate) fn parse(text: &str) -> Result<u64> {
         }
         _ => Err(bad()),
     };
-    if whole.is_empty() || fraction.len() > 18 || (shift == 0 && !fraction.is_empty()) {
+    let is_odd = shift == 0 && fraction.bytes().any(|digit| digit != b'0');
+    if whole.is_empty() || fraction.len() > 18 || is_odd {
         return Err(bad());
     }
     let digits = u32::try_from(fraction.len()).unwrap_or(0);
@@ -83,6 +84,8 @@ mod tests {
             ("0", 0),
             ("512", 512),
             ("10b", 10),
+            ("1024.0", 1024),
+            ("1024.0b", 1024),
             ("64k", 65_536),
             ("64K", 65_536),
             ("1.5G", 3 << 29),

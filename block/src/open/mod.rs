@@ -1,6 +1,7 @@
 //! Options as `blockdev-add` takes them, and the one place that opens images.
 
 mod above;
+mod json_name;
 mod options;
 
 use crate::driver::{BlockDriver, LocalBoxFuture};
@@ -11,6 +12,7 @@ use crate::node::{BlockNode, NodeOptions};
 
 use above::Above;
 
+pub use json_name::json_name;
 pub use options::{
     BlockdevOptions, BlockdevRef, CacheOptions, DetectZeroes, DiscardMode, DriverOptions,
 };

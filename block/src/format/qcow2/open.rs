@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{PROBED_BYTES, recognise};
 use crate::job::JobRegistry;
 use crate::node::BlockNode;
-use crate::open::{BlockdevOptions, BlockdevRef, DiscardMode, DriverOptions, Opening};
+use crate::open::{BlockdevOptions, BlockdevRef, DiscardMode, DriverOptions, Opening, json_name};
 use crate::protocol::nbd::NbdOptions;
 
 /// Seconds after which an unused part of the cache is given up, QEMU's default.
@@ -132,8 +132,8 @@ async fn backing_options(
     name: &str,
     format: Option<&str>,
 ) -> Result<(BlockdevRef, Option<BlockNode>)> {
-    if let Some(json) = name.strip_prefix("json:") {
-        let options = serde_json::from_str(json).map_err(|error| {
+    if let Some(options) = json_name(name) {
+        let options = serde_json::from_value(options?).map_err(|error| {
             Error::new(ErrorKind::InvalidArgument, format!("the backing file '{name}': {error}"))
         })?;
         return Ok((BlockdevRef::nested(options), None));

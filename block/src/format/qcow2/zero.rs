@@ -158,7 +158,7 @@ impl Image {
             let mapping = self.find(at, range.end - at).await?;
             let is_zero = match mapping.what {
                 What::Zero => !self.header.borrow().is_data_file_raw(),
-                What::Absent => self.is_zero_below(at),
+                What::Absent => self.fix_zeroes(at..at + mapping.len).await?,
                 _ => false,
             };
             if !is_zero {
@@ -168,6 +168,28 @@ impl Image {
             at += mapping.len;
         }
         Ok(())
+    }
+
+    /// Sees to it that a part of a cluster that has nothing, and nothing below, goes on reading as
+    /// zeroes when an image is put below; whether it reads as zeroes at all.
+    async fn fix_zeroes(&self, range: Range<u64>) -> Result<bool> {
+        let geometry = self.geometry();
+        let unit = geometry.subcluster_size();
+        let units = range.start - range.start % unit..range.end.next_multiple_of(unit);
+        if !self.is_zero_below(units.start) {
+            return Ok(false);
+        }
+        let first = geometry.cluster_start(range.start);
+        if geometry.version() == Version::V2 || self.data.is_some() {
+            return Ok(true);
+        }
+        if !geometry.has_extended_l2() {
+            let entry = L2Entry::encode(Cluster::zero(geometry, None), false, geometry)?;
+            self.entry_to_change(first).await?;
+            self.set_entry(first, entry)?;
+            return Ok(true);
+        }
+        self.zero_subclusters(first, units).await
     }
 
     /// Empties whole clusters, a batch at a time.
@@ -192,8 +214,8 @@ impl Image {
         let mut at = range.start;
         while at < range.end {
             let mapping = self.find(at, range.end - at).await?;
-            // Most of what is emptied is empty: its entries, or their table, need no change.
-            if mapping.what == What::Absent && (how == Emptying::Remove || self.is_zero_below(at)) {
+            // Most of what is given up is empty: its entries, or their table, need no change.
+            if mapping.what == What::Absent && self.may_stay_absent(at, how) {
                 let whole = at + mapping.len;
                 let next = geometry.cluster_start(whole);
                 if next > at {
@@ -213,6 +235,17 @@ impl Image {
             at += geometry.cluster_size();
         }
         Ok(())
+    }
+
+    /// Whether a cluster without an entry needs none. What is made zero is written down even where
+    /// nothing is below: an image may be put there later.
+    fn may_stay_absent(&self, guest: u64, how: Emptying) -> bool {
+        let without_zeroes = self.geometry().version() == Version::V2;
+        match how {
+            Emptying::Remove => true,
+            Emptying::Discard => self.is_zero_below(guest),
+            Emptying::Zero | Emptying::Unmap => without_zeroes && self.is_zero_below(guest),
+        }
     }
 
     fn drop_unless_kept(&self, old: Cluster, new: Cluster, how: Emptying) {
@@ -258,7 +291,7 @@ impl Image {
         if self.header.borrow().is_data_file_raw() {
             return None;
         }
-        if is_absent && zero_below {
+        if is_absent && self.may_stay_absent(guest, how) {
             return None;
         }
         let new = Cluster::zero(geometry, host.filter(|_| keep && copied));

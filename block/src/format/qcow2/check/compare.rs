@@ -1,5 +1,7 @@
 //! What the refcount structures say against what was counted.
 
+use std::cmp::Ordering;
+
 use super::super::container::{read_at, read_words, write_at};
 use super::super::entry::{RefcountTableEntry, put_refcount, refcount};
 use super::walk::Walk;
@@ -16,8 +18,27 @@ pub(super) enum Fix {
 /// The refcount blocks that can be believed, by their index in the refcount table.
 pub(super) struct Blocks {
     at: Vec<Option<u64>>,
+    /// The block that was looked at last, and its index.
+    last: Option<(u64, Vec<u8>)>,
     /// The structures themselves are wrong: they must be made anew.
     pub(super) must_rebuild: bool,
+}
+
+impl Blocks {
+    /// The refcount that the image has for a cluster.
+    pub(super) async fn refcount(&mut self, walk: &Walk<'_>, cluster: u64) -> Result<u64> {
+        let geometry = walk.geometry;
+        let index = geometry.refcount_table_index(cluster);
+        let place = usize::try_from(index).unwrap_or(usize::MAX);
+        let Some(at) = self.at.get(place).copied().flatten() else { return Ok(0) };
+        let block = match self.last.take().filter(|(last, _)| *last == index) {
+            Some((_, block)) => block,
+            None => read_at(walk.file, at, geometry.cluster_len()).await?,
+        };
+        let found = refcount(&block, geometry.refcount_block_index(cluster), geometry);
+        self.last = Some((index, block));
+        Ok(found)
+    }
 }
 
 /// Counts the refcount structures themselves, and looks for blocks that cannot be.
@@ -26,7 +47,7 @@ pub(super) async fn load_blocks(walk: &mut Walk<'_>) -> Result<Blocks> {
     walk.count(header.refcount_table_offset, header.refcount_table_bytes(), 1)?;
     let entries = usize::try_from(header.refcount_table_bytes() / 8).unwrap_or(0);
     let table = read_words(walk.file, header.refcount_table_offset, entries).await?;
-    let mut blocks = Blocks { at: Vec::with_capacity(entries), must_rebuild: false };
+    let mut blocks = Blocks { at: Vec::with_capacity(entries), last: None, must_rebuild: false };
     for (index, entry) in table.into_iter().enumerate() {
         let entry = RefcountTableEntry(entry);
         let at = entry.offset();
@@ -81,13 +102,16 @@ pub(super) async fn compare(walk: &mut Walk<'_>, blocks: &mut Blocks, fix: Fix) 
                 end = end.max(cluster + 1);
             }
             let text = || format!("cluster {cluster} refcount={says} reference={counted}");
-            match says.cmp(&counted) {
-                std::cmp::Ordering::Equal => continue,
-                std::cmp::Ordering::Greater => walk.report.leak(text()),
-                std::cmp::Ordering::Less => walk.report.corrupt(text()),
-            }
             let wanted = fix == Fix::All || (fix == Fix::Leaks && says > counted);
-            if wanted && counted <= geometry.refcount_max() {
+            let repairs = wanted && counted <= geometry.refcount_max();
+            match (says.cmp(&counted), repairs) {
+                (Ordering::Equal, _) => continue,
+                (Ordering::Greater, false) => walk.report.leak(text()),
+                (Ordering::Greater, true) => walk.report.repair_leak(text()),
+                (Ordering::Less, false) => walk.report.corrupt(text()),
+                (Ordering::Less, true) => walk.report.repair_corruption(text()),
+            }
+            if repairs {
                 put_refcount(&mut block, place, counted, geometry);
                 changed = true;
             }

@@ -2,12 +2,16 @@
 
 use super::super::container::{read_at, read_words, write_at, write_words};
 use super::super::entry::{Cluster, L1Entry, L2Entry};
+use super::compare::Blocks;
 use super::walk::Walk;
 use crate::error::Result;
 
-/// Compares the flags in the active tables with the references counted, and corrects them if
-/// `fix` is set.
-pub(super) async fn copied_flags(walk: &mut Walk<'_>, fix: bool) -> Result<()> {
+/// Compares the flags in the active tables with the refcounts, and corrects them if `fix` is set.
+pub(super) async fn copied_flags(
+    walk: &mut Walk<'_>,
+    blocks: &mut Blocks,
+    fix: bool,
+) -> Result<()> {
     let (file, geometry, l1) = (walk.file, walk.geometry, walk.header.l1);
     if !geometry.is_aligned(l1.offset) {
         return Ok(());
@@ -22,15 +26,15 @@ pub(super) async fn copied_flags(walk: &mut Walk<'_>, fix: bool) -> Result<()> {
         if !geometry.is_aligned(l2) || l2 >= walk.file_len {
             continue;
         }
-        let once = walk.counts.get(geometry.cluster_index(l2)) == 1;
-        if entry.is_copied() != once {
-            walk.report
-                .corrupt(format!("OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={word:#x}"));
-            *word = L1Entry::new(l2, once).0;
+        let refcount = blocks.refcount(walk, geometry.cluster_index(l2)).await?;
+        if entry.is_copied() != (refcount == 1) {
+            let what = format!("L2 cluster: l1_index={index} l1_entry={word:x}");
+            note(walk, &what, refcount, fix);
+            *word = L1Entry::new(l2, refcount == 1).0;
             changed = true;
         }
         if seen.insert(l2) {
-            l2_flags(walk, l2, fix).await?;
+            l2_flags(walk, blocks, l2, fix).await?;
         }
     }
     if fix && changed {
@@ -39,7 +43,15 @@ pub(super) async fn copied_flags(walk: &mut Walk<'_>, fix: bool) -> Result<()> {
     Ok(())
 }
 
-async fn l2_flags(walk: &mut Walk<'_>, l2: u64, fix: bool) -> Result<()> {
+fn note(walk: &mut Walk<'_>, what: &str, refcount: u64, fix: bool) {
+    let text = format!("OFLAG_COPIED {what} refcount={refcount}");
+    match fix {
+        true => walk.report.repair_corruption(text),
+        false => walk.report.corrupt(text),
+    }
+}
+
+async fn l2_flags(walk: &mut Walk<'_>, blocks: &mut Blocks, l2: u64, fix: bool) -> Result<()> {
     let geometry = walk.geometry;
     let mut table = read_at(walk.file, l2, geometry.cluster_len()).await?;
     let mut changed = false;
@@ -48,17 +60,18 @@ async fn l2_flags(walk: &mut Walk<'_>, l2: u64, fix: bool) -> Result<()> {
         if entry == L2Entry::default() {
             continue;
         }
-        let wanted = match entry.decode(geometry) {
+        let refcount = match entry.decode(geometry) {
+            // Every cluster of an external data file belongs to one guest cluster.
+            Ok(Cluster::Standard { host: Some(_), .. }) if geometry.has_external_data() => 1,
             Ok(Cluster::Standard { host: Some(host), .. }) => {
-                // Every cluster of an external data file belongs to one guest cluster.
-                geometry.has_external_data() || walk.counts.get(geometry.cluster_index(host)) == 1
+                blocks.refcount(walk, geometry.cluster_index(host)).await?
             }
             _ => continue,
         };
-        if entry.is_copied() != wanted {
-            walk.report
-                .corrupt(format!("OFLAG_COPIED data cluster: l2_entry={:#x}", entry.descriptor));
-            entry.with_copied(wanted).put(&mut table, index, geometry);
+        if entry.is_copied() != (refcount == 1) {
+            let what = format!("data cluster: l2_entry={:x}", entry.descriptor);
+            note(walk, &what, refcount, fix);
+            entry.with_copied(refcount == 1).put(&mut table, index, geometry);
             changed = true;
         }
     }

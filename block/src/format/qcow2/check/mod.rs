@@ -19,7 +19,7 @@ mod report;
 mod walk;
 
 use super::container::write_at;
-use super::header::{Header, Incompatible};
+use super::header::{Autoclear, Header, Incompatible};
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -46,16 +46,17 @@ pub enum Repair {
 pub async fn check(file: &Edge, repair: Option<Repair>) -> Result<CheckReport> {
     let header = Header::load(file).await?;
     let Some(repair) = repair else {
-        return Ok(examine(file, &header, Fix::Nothing).await?.0);
+        return examine(file, &header, Fix::Nothing).await;
     };
-    let found = mend(file, &header, repair).await?;
+    let done = mend(file, &header, repair).await?;
     let header = Header::load(file).await?;
-    let mut left = examine(file, &header, Fix::Nothing).await?.0;
+    let mut left = examine(file, &header, Fix::Nothing).await?;
     if repair == Repair::All && left.corruptions == 0 && left.check_errors == 0 {
         mark_good(file, header).await?;
     }
-    left.corruptions_fixed = found.corruptions.saturating_sub(left.corruptions);
-    left.leaks_fixed = found.leaks.saturating_sub(left.leaks);
+    left.corruptions_fixed = done.corruptions_fixed;
+    left.leaks_fixed = done.leaks_fixed;
+    left.messages.splice(0..0, done.messages);
     Ok(left)
 }
 
@@ -72,49 +73,66 @@ pub(super) async fn change_width(file: &Edge, header: &Header) -> Result<()> {
     Ok(())
 }
 
-/// One look at everything; also says whether the refcount structures must be made anew.
-async fn examine(file: &Edge, header: &Header, fix: Fix) -> Result<(CheckReport, bool)> {
+/// Counts all references, and holds the refcounts against them.
+async fn refcounts<'a>(
+    file: &'a Edge,
+    header: &'a Header,
+    fix: Fix,
+) -> Result<(Walk<'a>, compare::Blocks)> {
     let mut walk = Walk::new(file, header);
     walk.references().await?;
     let mut blocks = load_blocks(&mut walk).await?;
     compare(&mut walk, &mut blocks, fix).await?;
+    Ok((walk, blocks))
+}
+
+/// One look at everything.
+async fn examine(file: &Edge, header: &Header, fix: Fix) -> Result<CheckReport> {
+    let (mut walk, mut blocks) = refcounts(file, header, fix).await?;
     if fix == Fix::All {
         // The refcounts first: a flag may only say what is true already.
         file.flush().await?;
     }
     let trusted = fix == Fix::All && !blocks.must_rebuild;
-    flags::copied_flags(&mut walk, trusted).await?;
-    Ok((walk.report, blocks.must_rebuild))
+    flags::copied_flags(&mut walk, &mut blocks, trusted).await?;
+    Ok(walk.report)
 }
 
-/// Repairs, and says what was found before.
+/// Repairs, and says what was found and what was done. Flags are looked at when the refcounts are in
+/// order, because that is what they are about.
 async fn mend(file: &Edge, header: &Header, repair: Repair) -> Result<CheckReport> {
-    let (found, must_rebuild) = examine(file, header, Fix::Nothing).await?;
-    match repair {
+    let (walk, blocks) = refcounts(file, header, Fix::Nothing).await?;
+    let (mut found, must_rebuild) = (walk.report, blocks.must_rebuild);
+    let done = match repair {
+        _ if found.check_errors != 0 => return Ok(found),
         // Nothing can be freed safely on the word of structures that are broken.
-        Repair::Leaks if must_rebuild || found.check_errors != 0 => {}
-        Repair::Leaks => drop(examine(file, header, Fix::Leaks).await?),
-        Repair::All if found.check_errors != 0 => {}
-        Repair::All => {
-            if must_rebuild {
-                let mut walk = Walk::new(file, header);
-                walk.references().await?;
-                let header = rebuild::rebuild(&walk).await?;
-                examine(file, &header, Fix::All).await?;
-            } else {
-                examine(file, header, Fix::All).await?;
-            }
+        Repair::Leaks if must_rebuild => return Ok(found),
+        Repair::Leaks => examine(file, header, Fix::Leaks).await?,
+        Repair::All if must_rebuild => {
+            let mut walk = Walk::new(file, header);
+            walk.references().await?;
+            let header = rebuild::rebuild(&walk).await?;
+            found.messages.push("Rebuilding refcount structure".to_owned());
+            let mut done = examine(file, &header, Fix::All).await?;
+            done.corruptions_fixed += found.corruptions.saturating_sub(done.corruptions);
+            done.leaks_fixed += found.leaks.saturating_sub(done.leaks);
+            done
         }
-    }
+        Repair::All => examine(file, header, Fix::All).await?,
+    };
     file.flush().await?;
-    Ok(found)
+    found.messages.extend(done.messages.into_iter().filter(|text| text.starts_with("Repairing")));
+    Ok(CheckReport { messages: found.messages, ..done })
 }
 
 /// The image is in order again: others may write to it.
 async fn mark_good(file: &Edge, mut header: Header) -> Result<()> {
     let bad = Incompatible(Incompatible::DIRTY.0 | Incompatible::CORRUPT.0);
-    if header.incompatible.0 & bad.0 != 0 {
+    // Whoever writes must take back what others promise that he knows nothing of.
+    let known = Autoclear(header.autoclear.0 & Autoclear::KNOWN.0);
+    if header.incompatible.0 & bad.0 != 0 || header.autoclear != known {
         header.incompatible = header.incompatible.with(bad, false);
+        header.autoclear = known;
         write_at(file, 0, &header.serialise()?).await?;
         file.flush().await?;
     }

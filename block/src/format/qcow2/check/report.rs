@@ -26,7 +26,7 @@ pub struct CheckReport {
     pub compressed_clusters: u64,
     /// End of the last cluster in use, in bytes.
     pub image_end_offset: u64,
-    /// The first findings, for people.
+    /// The first findings and repairs, for people.
     pub messages: Vec<String>,
 }
 
@@ -44,6 +44,16 @@ impl CheckReport {
     pub(super) fn leak(&mut self, text: impl Into<String>) {
         self.leaks += 1;
         self.say("Leaked", text);
+    }
+
+    pub(super) fn repair_corruption(&mut self, text: impl Into<String>) {
+        self.corruptions_fixed += 1;
+        self.say("Repairing", text);
+    }
+
+    pub(super) fn repair_leak(&mut self, text: impl Into<String>) {
+        self.leaks_fixed += 1;
+        self.say("Repairing", text);
     }
 
     pub(super) fn fail(&mut self, text: impl Into<String>) {

@@ -57,7 +57,6 @@ impl Extensions {
     /// Reads the extension area, which ends with an end mark or with `area`.
     pub(super) fn parse(area: &[u8], cluster_size: u64) -> Result<Extensions> {
         let mut found = Extensions::default();
-        let mut seen = Vec::new();
         let mut reader = Reader::new(area);
         while let Some(kind) = reader.u32().filter(|&kind| kind != END) {
             let len = reader.u32().unwrap_or(0) as usize;
@@ -69,12 +68,7 @@ impl Extensions {
             };
             // The padding of the last extension may be cut off by the end of the area.
             reader.take(padding(len).len().min(reader.left()));
-            if seen.contains(&kind) {
-                return refuse(format!("header extension {kind:#010x} appears twice"));
-            }
-            if is_known(kind) {
-                seen.push(kind);
-            }
+            // Of one that is there twice the last one counts, as for QEMU.
             found.add(kind, data, cluster_size)?;
         }
         Ok(found)
@@ -168,10 +162,6 @@ impl BitmapsExtension {
         data.extend(self.directory_offset.to_be_bytes());
         data
     }
-}
-
-fn is_known(kind: u32) -> bool {
-    matches!(kind, BACKING_FORMAT | FEATURE_NAMES | BITMAPS | ENCRYPTION | DATA_FILE | GENERATION)
 }
 
 fn append(area: &mut Vec<u8>, kind: u32, data: &[u8]) {

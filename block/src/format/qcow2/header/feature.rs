@@ -1,6 +1,5 @@
 //! Feature bits, their names, and the table of names for readers that do not know them.
 
-use super::super::bytes::Reader;
 use crate::error::{Error, ErrorKind, Result};
 
 macro_rules! feature_set {
@@ -98,25 +97,25 @@ pub(super) fn check_incompatible(found: Incompatible, names: &[u8]) -> Result<()
     if unknown == 0 {
         return Ok(());
     }
-    let listed: Vec<String> = (0..64_u8)
-        .filter(|bit| unknown >> bit & 1 != 0)
-        .map(|bit| {
-            name_of(names, bit).unwrap_or_else(|| format!("Unknown incompatible feature: {bit}"))
-        })
-        .collect();
+    let mut nameless = 0;
+    let mut listed = Vec::new();
+    for bit in (0..64_u8).filter(|bit| unknown >> bit & 1 != 0) {
+        match name_of(names, bit) {
+            Some(name) => listed.push(name),
+            None => nameless |= 1_u64 << bit,
+        }
+    }
+    if nameless != 0 {
+        listed.push(format!("Unknown incompatible feature: {nameless:x}"));
+    }
     let context = format!("Unsupported qcow2 feature(s): {}", listed.join(", "));
     Err(Error::new(ErrorKind::Unsupported, context))
 }
 
-/// The name of an incompatible feature in a feature name table.
+/// The name of an incompatible feature in a feature name table, whose last entry may be cut short.
 fn name_of(table: &[u8], bit: u8) -> Option<String> {
-    let mut reader = Reader::new(table);
-    while let Some(entry) = reader.take(ENTRY) {
-        if entry[..2] == [0, bit] {
-            let name = entry[2..].split(|&byte| byte == 0).next().unwrap_or_default();
-            // The name is the image's, so it may contain anything.
-            return Some(String::from_utf8_lossy(name).escape_debug().to_string());
-        }
-    }
-    None
+    let name = table.chunks(ENTRY).find_map(|entry| entry.strip_prefix(&[0, bit]))?;
+    let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+    // The name is the image's, so it may contain anything.
+    Some(String::from_utf8_lossy(name).escape_debug().to_string())
 }
