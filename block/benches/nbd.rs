@@ -83,6 +83,8 @@ fn fill(path: &Path) -> Result<()> {
 /// Our server, until it is killed.
 fn serve(socket: &str, file: &str) -> Result<()> {
     let executor = Executor::new(Clock::real())?;
+    // As `ferry storage` does: a socket is not found by polling.
+    executor.set_poll_max_ns(0);
     let graph = BlockGraph::new(executor.clone());
     let mut options = BlockdevOptions::raw_file(file);
     options.node_name = Some("disk".to_owned());

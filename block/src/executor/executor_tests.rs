@@ -1,4 +1,4 @@
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
@@ -305,4 +305,59 @@ fn a_crowd_of_busy_tasks_does_not_keep_timers_waiting() {
     }
     executor.block_on(executor.sleep(Duration::from_millis(1)));
     assert!(ran.get() < 300, "{} tasks ran before a timer of a millisecond", ran.get());
+}
+
+#[test]
+fn a_watched_descriptor_tells_of_each_change_once() {
+    let executor = real();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let watch = Watch::new(&executor, ours.as_raw_fd()).unwrap();
+    let readable = |limit: u64| {
+        executor.block_on(async {
+            let mut waiting = pin!(watch.readable());
+            let mut limit = pin!(executor.sleep(Duration::from_millis(limit)));
+            std::future::poll_fn(|cx| {
+                if waiting.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(true);
+                }
+                limit.as_mut().poll(cx).map(|()| false)
+            })
+            .await
+        })
+    };
+    assert!(!readable(5));
+    for _ in 0..3 {
+        theirs.write_all(b"x").unwrap();
+        assert!(readable(5000));
+        assert!(!readable(5), "nothing more has come");
+    }
+    // There is room at first; then the other side makes some.
+    executor.block_on(watch.writable()).unwrap();
+    while (&ours).write(&[0; 4096]).is_ok() {}
+    let reader = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| theirs.read(&mut vec![0; 1 << 20]).unwrap());
+        executor.block_on(async {
+            while (&ours).write(&[0; 4096]).is_err() {
+                watch.writable().await.unwrap();
+            }
+        });
+        reader.join().unwrap()
+    });
+    assert_ne!(reader, 0);
+    drop(theirs);
+    assert!(readable(5000), "the end is a change too");
+}
+
+#[test]
+fn a_watch_that_is_given_up_leaves_its_number_to_others() {
+    let executor = real();
+    for _ in 0..3 {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let watch = Watch::new(&executor, ours.as_raw_fd()).unwrap();
+        theirs.write_all(b"x").unwrap();
+        executor.block_on(watch.readable());
+        drop(watch);
+        executor.block_on(executor.readable(ours.as_raw_fd())).unwrap();
+    }
 }

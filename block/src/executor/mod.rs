@@ -12,6 +12,7 @@ mod poll;
 mod reactor;
 mod remote;
 mod timers;
+mod watch;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
@@ -28,6 +29,7 @@ use crate::io::{Engine, RingChoice};
 pub(crate) use poll::DEFAULT_POLL_MAX_NS;
 pub use poll::{Poller, PollerGuard};
 pub use remote::Remote;
+pub(crate) use watch::Watch;
 
 use poll::Pollers;
 use reactor::{Direction, Reactor};

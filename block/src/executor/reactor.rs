@@ -6,11 +6,14 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use slab::Slab;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::watch::Readiness;
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -18,6 +21,8 @@ use crate::sys;
 const WAKE_TOKEN: u64 = u64::MAX;
 /// Token of the eventfd that the kernel writes for the io_uring.
 const RING_TOKEN: u64 = u64::MAX - 1;
+/// Tokens from here on are of watched descriptors; those below are numbers of others.
+const FIRST_WATCHED: u64 = 1 << 32;
 /// Events taken per look.
 const BATCH: usize = 64;
 
@@ -31,6 +36,7 @@ pub(super) enum Direction {
 pub(super) struct Reactor {
     epoll: Epoll,
     waiters: RefCell<BTreeMap<RawFd, Vec<Waiter>>>,
+    watched: RefCell<Slab<(RawFd, Rc<Readiness>)>>,
     next_id: Cell<u64>,
 }
 
@@ -53,7 +59,12 @@ impl Reactor {
                 .ctl(ControlOperation::Add, fd, EpollEvent::new(events, WAKE_TOKEN))
                 .map_err(failed)?;
         }
-        Ok(Reactor { epoll, waiters: RefCell::default(), next_id: Cell::new(0) })
+        Ok(Reactor {
+            epoll,
+            waiters: RefCell::default(),
+            watched: RefCell::default(),
+            next_id: Cell::new(0),
+        })
     }
 
     /// Makes completions of the ring end a sleep.
@@ -80,12 +91,55 @@ impl Reactor {
             }
         };
         for event in &events[..count] {
+            let seen = EventSet::from_bits_truncate(event.events);
             // Tokens of descriptors are their numbers; the others fit no descriptor.
-            if let Ok(fd) = RawFd::try_from(event.u64) {
-                self.fire(fd, EventSet::from_bits_truncate(event.events));
+            match RawFd::try_from(event.u64) {
+                Ok(fd) => self.fire(fd, seen),
+                Err(_) => self.note(event.u64, seen),
             }
         }
         count != 0
+    }
+
+    /// Tells the kernel of a descriptor that will be waited for often; its key from now on.
+    pub(super) fn watch(&self, fd: RawFd, seen: &Rc<Readiness>) -> io::Result<usize> {
+        let key = self.watched.borrow_mut().insert((fd, Rc::clone(seen)));
+        let event = EpollEvent::new(seen.interest(), FIRST_WATCHED + key as u64);
+        self.epoll.ctl(ControlOperation::Add, fd, event).inspect_err(|_| {
+            self.watched.borrow_mut().remove(key);
+        })?;
+        Ok(key)
+    }
+
+    /// Tells the kernel what is wanted of a watched descriptor now.
+    pub(super) fn ask(&self, key: usize) -> io::Result<()> {
+        let (fd, interest) = match self.watched.borrow().get(key) {
+            Some((fd, seen)) => (*fd, seen.interest()),
+            None => return Ok(()),
+        };
+        let event = EpollEvent::new(interest, FIRST_WATCHED + key as u64);
+        self.epoll.ctl(ControlOperation::Modify, fd, event)
+    }
+
+    pub(super) fn unwatch(&self, key: usize) {
+        let (fd, _) = self.watched.borrow_mut().remove(key);
+        if let Err(error) = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default()) {
+            tracing::error!("epoll on descriptor {fd}: {error}");
+        }
+    }
+
+    fn note(&self, token: u64, events: EventSet) {
+        let key = token.checked_sub(FIRST_WATCHED).and_then(|key| usize::try_from(key).ok());
+        let known = key.and_then(|key| {
+            let seen = Rc::clone(&self.watched.borrow().get(key)?.1);
+            Some((key, seen))
+        });
+        if let Some((key, seen)) = known
+            && seen.note(events)
+            && let Err(error) = self.ask(key)
+        {
+            tracing::error!("epoll on a watched descriptor: {error}");
+        }
     }
 
     fn fire(&self, fd: RawFd, events: EventSet) {

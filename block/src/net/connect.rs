@@ -29,8 +29,9 @@ pub(crate) async fn connect(executor: &Executor, address: &SocketAddress) -> Res
     for candidate in candidates {
         match connect_one(executor, &candidate).await {
             Ok(raw) => {
-                let socket = Socket::new(raw, keep_alive).map_err(failed)?;
-                return Ok(Stream::new(executor.clone(), socket));
+                let stream = Socket::new(raw, keep_alive);
+                let stream = stream.and_then(|socket| Stream::new(executor, socket));
+                return stream.map_err(failed);
             }
             Err(error) => last = error,
         }

@@ -65,8 +65,8 @@ impl Listener {
     pub(crate) async fn accept(&self) -> Result<Stream> {
         loop {
             let accepted = self.raw.accept().and_then(|(raw, _)| Socket::new(raw, true));
-            match accepted {
-                Ok(socket) => return Ok(Stream::new(self.executor.clone(), socket)),
+            match accepted.and_then(|socket| Stream::new(&self.executor, socket)) {
+                Ok(stream) => return Ok(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.executor.readable(self.raw.as_raw_fd()).await?;
                 }

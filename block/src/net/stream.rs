@@ -8,22 +8,25 @@ use super::socket::Socket;
 use super::tls::TlsSession;
 use crate::buf::IoBuf;
 use crate::error::Result;
-use crate::executor::Executor;
+use crate::executor::{Executor, Watch};
 
 /// Bytes that are encrypted or decrypted at once, and copied once for it.
 const TLS_CHUNK: usize = 64 << 10;
 
 /// A connection whose calls never block: they answer `WouldBlock`.
 pub(crate) struct Stream {
-    executor: Executor,
+    /// Before the socket, for it is given up first.
+    watch: Watch,
     socket: Socket,
     tls: Option<RefCell<TlsSession>>,
     closed: Cell<bool>,
+    drained: Cell<bool>,
 }
 
 impl Stream {
-    pub(crate) fn new(executor: Executor, socket: Socket) -> Stream {
-        Stream { executor, socket, tls: None, closed: Cell::new(false) }
+    pub(crate) fn new(executor: &Executor, socket: Socket) -> io::Result<Stream> {
+        let watch = Watch::new(executor, socket.fd()).map_err(io::Error::other)?;
+        Ok(Stream { watch, socket, tls: None, closed: Cell::new(false), drained: Cell::new(false) })
     }
 
     /// The same connection with TLS from its next byte on. Nothing may have been read ahead.
@@ -36,7 +39,7 @@ impl Stream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let wants_write =
                         self.tls.as_ref().is_some_and(|tls| tls.borrow().wants_write());
-                    if wants_write { self.writable().await? } else { self.readable().await? }
+                    if wants_write { self.writable().await? } else { self.readable().await }
                 }
                 Err(error) => {
                     // What rustls has to say to the other side about it.
@@ -56,14 +59,14 @@ impl Stream {
         if tls.is_handshaking() { tls.receive(&self.socket) } else { Ok(()) }
     }
 
-    /// Waits until something can be received, or the connection ended.
-    pub(crate) async fn readable(&self) -> Result<()> {
-        self.executor.readable(self.socket.fd()).await
+    /// Waits until something can be received, or the connection ended. Only after there was nothing.
+    pub(crate) async fn readable(&self) {
+        self.watch.readable().await;
     }
 
-    /// Waits until something can be sent, or the connection ended.
+    /// Waits until something can be sent, or the connection ended. Only after there was no room.
     pub(crate) async fn writable(&self) -> Result<()> {
-        self.executor.writable(self.socket.fd()).await
+        self.watch.writable().await
     }
 
     /// Receives into the buffer; 0 at the end of the stream.
@@ -71,11 +74,21 @@ impl Stream {
         if self.closed.get() {
             return Ok(0);
         }
-        let Some(tls) = &self.tls else { return self.socket.recv(into) };
+        let Some(tls) = &self.tls else {
+            let received = self.socket.recv(into);
+            self.drained.set(received.as_ref().is_ok_and(|count| *count < into.len()));
+            return received;
+        };
         let mut chunk = vec![0; TLS_CHUNK.min(into.len())];
         let count = tls.borrow_mut().recv(&self.socket, &mut chunk)?;
         into.slice(0..count).copy_from(&chunk[..count]);
         Ok(count)
+    }
+
+    /// Whether the last call took all that there was: then it need not be asked again before what
+    /// [`readable`](Stream::readable) waits for.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drained.get()
     }
 
     fn recv_bytes(&self, into: &mut [u8]) -> io::Result<usize> {
@@ -117,7 +130,7 @@ impl Stream {
             match self.recv_bytes(&mut into[done..]) {
                 Ok(0) => return Ok(false),
                 Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable().await?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable().await,
                 Err(error) => return Err(super::lost(error)),
             }
         }

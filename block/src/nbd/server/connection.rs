@@ -104,30 +104,34 @@ impl Connection {
         let mut input = Input::new(self.agreement.style, &self.pool);
         loop {
             self.reading.set(true);
-            let goes_on = self.work_through(&mut input).await;
+            let begun = self.work_through(&mut input).await;
             self.reading.set(false);
             self.send_now();
-            if !goes_on? {
-                return Ok(());
+            let Some(begun) = begun? else { return Ok(()) };
+            // Who asks for one thing at a time asks for the next when it has the reply.
+            if begun == 1 && self.under_way.get() == 0 && self.stream.is_drained() {
+                self.stream.readable().await;
             }
             match input.receive(&self.stream) {
                 Ok(0) => return Ok(()),
                 // Others have their turn, and meanwhile more may arrive.
                 Ok(_) => self.executor.yield_now().await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.readable().await?;
+                    self.stream.readable().await;
                 }
                 Err(error) => return Err(lost(error)),
             }
         }
     }
 
-    /// Starts every request that has been received; whether the client stays.
-    async fn work_through(self: &Rc<Self>, input: &mut Input) -> Result<bool> {
+    /// Starts every request that has been received; how many, or `None` if the client leaves.
+    async fn work_through(self: &Rc<Self>, input: &mut Input) -> Result<Option<usize>> {
+        let mut begun = 0;
         while let Some((request, payload)) = input.next()? {
             if request.command == cmd::DISC {
-                return Ok(false);
+                return Ok(None);
             }
+            begun += 1;
             if self.is_full() {
                 self.reading.set(false);
                 self.send_now();
@@ -137,7 +141,7 @@ impl Connection {
             }
             self.start(request, payload);
         }
-        Ok(true)
+        Ok(Some(begun))
     }
 
     fn is_full(&self) -> bool {

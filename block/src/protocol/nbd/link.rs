@@ -128,7 +128,7 @@ impl Link {
                     incoming.work_through(&session, self)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.readable().await?;
+                    self.stream.readable().await;
                     continue;
                 }
                 Err(error) => return Err(lost(error)),
