@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use ferry_block::net::TlsCreds;
+use ferry_block::net::{TlsCreds, no_psk};
 use serde_json::Value;
 
 use crate::failure::{Failure, Result};
@@ -35,6 +35,7 @@ async fn load(session: &Session, text: &str) -> Result<()> {
     let (kind, rest) = text.split_once(',').unwrap_or((text, ""));
     match kind.trim_start_matches("qom-type=") {
         "tls-creds-x509" => credentials(session, rest).await,
+        "tls-creds-psk" => Err(no_psk().into()),
         "secret" => check_secret(rest),
         _ => Err(Failure::new(format!("invalid object type: {kind}"))),
     }

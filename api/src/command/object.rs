@@ -21,6 +21,8 @@ union! {
         Secret(SecretProperties) = "secret",
         /// Limits that throttle nodes share.
         ThrottleGroup(Box<ThrottleGroupProperties>) = "throttle-group",
+        /// Keys that both sides know beforehand: refused, with what to use instead.
+        TlsCredsPsk(TlsCredsPskProperties) = "tls-creds-psk",
         /// Certificates.
         TlsCredsX509(TlsCredsX509Properties) = "tls-creds-x509",
     }
@@ -144,6 +146,18 @@ object! {
         dir: Option<String> = "dir",
         /// The side they are for (default client).
         endpoint: Option<QCryptoTlsCredsEndpoint> = "endpoint",
+    }
+}
+
+object! {
+    /// Properties of keys that both sides know beforehand.
+    pub struct TlsCredsPskProperties {
+        /// The folder with the keys.
+        dir: Option<String> = "dir",
+        /// The side they are for (default client).
+        endpoint: Option<QCryptoTlsCredsEndpoint> = "endpoint",
+        /// Whose key a client shows (default `qemu`).
+        username: Option<String> = "username",
     }
 }
 

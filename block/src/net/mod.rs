@@ -14,7 +14,7 @@ use std::io;
 use crate::error::{Error, ErrorKind};
 
 pub use address::SocketAddress;
-pub use tls::{TlsCreds, TlsCredsOptions, TlsEndpoint};
+pub use tls::{TlsCreds, TlsCredsOptions, TlsEndpoint, no_psk};
 
 pub(crate) use connect::connect;
 pub(crate) use listener::Listener;

@@ -2,7 +2,7 @@
 //!
 //! `ca-cert.pem` says whom to believe, `server-cert.pem` and `server-key.pem` are shown by a server,
 //! `client-cert.pem` and `client-key.pem` by a client. Keys that both sides know beforehand (PSK) are
-//! not to be had: rustls has none.
+//! not to be had: rustls has none. Whoever asks for them is told so, see [`no_psk`].
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -22,6 +22,13 @@ use super::socket::Socket;
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::graph::BlockGraph;
+
+/// The answer to `tls-creds-psk`.
+pub fn no_psk() -> Error {
+    let context = "TLS with pre-shared keys ('tls-creds-psk') is not supported: \
+                   use certificates ('tls-creds-x509')";
+    Error::new(ErrorKind::Unsupported, context)
+}
 
 /// Which side of a connection the credentials are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -6,7 +6,7 @@ use ferry_api::command::{
     ThrottleLimits, reply,
 };
 use ferry_block::filter::throttle::{self, ThrottleGroup};
-use ferry_block::net::{TlsCreds, TlsCredsOptions, TlsEndpoint};
+use ferry_block::net::{TlsCreds, TlsCredsOptions, TlsEndpoint, no_psk};
 use ferry_block::{BlockGraph, Error, ErrorKind};
 
 use serde::Serialize;
@@ -34,6 +34,7 @@ impl Storage {
                 };
                 self.on_graph(add).await
             }
+            ObjectKind::TlsCredsPsk(_) => Err(QmpError::generic(no_psk().to_string())),
             ObjectKind::TlsCredsX509(creds) => {
                 let options: TlsCredsOptions = carry_over(&creds)?;
                 let add = move |graph: BlockGraph| async move {
