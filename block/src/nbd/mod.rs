@@ -1,6 +1,11 @@
 //! NBD: the protocol of the Network Block Device project (`doc/proto.md` there), and a server.
 //!
 //! The client is the driver in [`crate::protocol::nbd`].
+//!
+//! A client learns the size of an export when it connects. `NBD_CMD_RESIZE` is an experiment on a
+//! branch of the protocol's text (`extension-resize`) that no released server or client has, so it
+//! is not here either: a node that was resized has its new size for every connection made later, and
+//! our client takes over a larger one when it connects again.
 
 pub(crate) mod proto;
 mod server;

@@ -127,6 +127,7 @@ struct Inner {
     on_deleted: RefCell<Option<OnDeleted>>,
     clients: Cell<usize>,
     stopping: Cell<bool>,
+    listening: Cell<bool>,
     /// A client came or left, or the server stops.
     changed: Notify,
 }
@@ -152,9 +153,15 @@ impl Server {
             on_deleted: RefCell::default(),
             clients: Cell::new(0),
             stopping: Cell::new(false),
+            listening: Cell::new(true),
             changed: Notify::new(),
         }));
-        drop(executor.spawn(server.clone().listen(listener)));
+        let this = server.clone();
+        drop(executor.spawn(async move {
+            this.listen(listener).await;
+            this.0.listening.set(false);
+            this.0.changed.notify_all();
+        }));
         Ok(server)
     }
 
@@ -229,12 +236,15 @@ impl Server {
         for export in self.exports().into_iter().filter(|export| !export.shutting_down) {
             self.remove(&export.id, RemoveMode::Hard).await?;
         }
-        let gone = || self.0.clients.get() == 0 && self.0.exports.borrow().is_empty();
+        let gone = || {
+            let deserted = self.0.clients.get() == 0 && self.0.exports.borrow().is_empty();
+            deserted && !self.0.listening.get()
+        };
         self.0.changed.wait_until(gone).await;
         Ok(())
     }
 
-    async fn listen(self, listener: Listener) {
+    async fn listen(&self, listener: Listener) {
         let inner = &self.0;
         loop {
             let may_come = || inner.stopping.get() || inner.clients.get() < inner.max_connections;
@@ -312,3 +322,7 @@ impl Catalogue for Server {
         self.find(name).map(|export| export.offer())
     }
 }
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod wire_tests;

@@ -246,3 +246,11 @@ mod tests;
 #[cfg(test)]
 #[path = "peer_tests.rs"]
 mod peer_tests;
+
+#[cfg(test)]
+#[path = "data_tests.rs"]
+mod data_tests;
+
+#[cfg(test)]
+#[path = "outage_tests.rs"]
+mod outage_tests;

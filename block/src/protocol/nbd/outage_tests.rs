@@ -1,0 +1,167 @@
+//! Servers that go away or hang: how long they are waited for, and how that is ended.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+use crate::clock::Clock;
+use crate::executor::{Executor, Task};
+use crate::net::SocketAddress;
+use crate::open::{BlockdevOptions, DriverOptions};
+use crate::testing::have_tool;
+
+const LEN: usize = 1 << 20;
+
+/// nbdkit behind a socket that ours is connected to; it ends with its last client.
+struct Rig {
+    executor: Executor,
+    graph: BlockGraph,
+    folder: tempfile::TempDir,
+    server: Option<Child>,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let executor = Executor::new(Clock::real()).unwrap();
+        let graph = BlockGraph::new(executor.clone());
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("disk"), vec![7; LEN]).unwrap();
+        Rig { executor, graph, folder, server: None }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    fn serve(&mut self, arguments: &[&str]) {
+        self.kill();
+        let disk = self.folder.path().join("disk");
+        let mut command = Command::new("nbdkit");
+        command.args(["-f", "--filter=exitlast", "--filter=delay", "-U"]).arg(self.socket());
+        command.arg("file").arg(disk).args(arguments).stdout(Stdio::null());
+        self.server = Some(command.spawn().unwrap());
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.kill().and_then(|()| server.wait()).unwrap();
+            // Not there if it had not come as far as that.
+            std::fs::remove_file(self.socket()).ok();
+        }
+    }
+
+    async fn connect(&self, reconnect_delay: u32, connections: u32) -> BlockNode {
+        let address = SocketAddress::unix(text(&self.socket()));
+        let mut options = NbdOptions::new(address, None);
+        options.reconnect_delay = reconnect_delay;
+        options.open_timeout = 10;
+        options.x_connections = Some(connections);
+        self.graph.open(&BlockdevOptions::new(DriverOptions::Nbd(options))).await.unwrap()
+    }
+
+    fn read(&self, node: &BlockNode, at: u64) -> Task<Result<Vec<u8>>> {
+        let node = node.clone();
+        self.executor.spawn(async move {
+            let into = IoBuf::alloc(512);
+            node.read(at, into.clone()).await.map(|()| into.to_vec())
+        })
+    }
+
+    async fn pause(&self, milliseconds: u64) {
+        self.executor.sleep(Duration::from_millis(milliseconds)).await;
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn with_rig(test: impl AsyncFnOnce(&mut Rig)) {
+    if have_tool("nbdkit") {
+        let mut rig = Rig::new();
+        let executor = rig.executor.clone();
+        executor.block_on(test(&mut rig));
+    }
+}
+
+/// How long it took until `waiting` failed for want of a server.
+async fn failed_after(rig: &Rig, waiting: Task<Result<Vec<u8>>>) -> Duration {
+    let started = rig.executor.clock().now();
+    assert_eq!(waiting.await.unwrap_err().kind(), ErrorKind::Disconnected);
+    Duration::from_nanos(rig.executor.clock().now() - started)
+}
+
+#[test]
+fn requests_outlive_one_server_after_another() {
+    with_rig(async |rig| {
+        rig.serve(&[]);
+        let node = rig.connect(30, 1).await;
+        for round in 1..4_u8 {
+            node.write(0, IoBuf::from_vec(&[round; 512]), WriteFlags::FUA).await.unwrap();
+            rig.kill();
+            let reading = rig.read(&node, 0);
+            rig.pause(100).await;
+            assert!(!reading.is_finished());
+            rig.serve(&[]);
+            assert_eq!(reading.await.unwrap(), [round; 512]);
+        }
+        // Taking leave of it ends this server, so it has heard of that.
+        let mut server = rig.server.take().unwrap();
+        rig.graph.remove(node.name()).await.unwrap();
+        drop(node);
+        rig.pause(1).await;
+        assert!(server.wait().unwrap().success());
+    });
+}
+
+#[test]
+fn a_server_that_does_not_come_back_is_waited_for_as_long_as_was_asked() {
+    with_rig(async |rig| {
+        rig.serve(&[]);
+        let node = rig.connect(2, 1).await;
+        rig.kill();
+        let reading = rig.read(&node, 0);
+        let waited = failed_after(rig, reading).await;
+        assert!((1500..8000).contains(&waited.as_millis()), "{waited:?}");
+    });
+}
+
+#[test]
+fn waiting_for_a_server_to_come_back_can_be_ended() {
+    with_rig(async |rig| {
+        rig.serve(&[]);
+        let node = rig.connect(1000, 1).await;
+        rig.kill();
+        let reading = rig.read(&node, 0);
+        rig.pause(200).await;
+        assert!(!reading.is_finished());
+        assert!(abandon(&rig.graph, node.name()));
+        let waited = failed_after(rig, reading).await;
+        assert!(waited < Duration::from_secs(2), "{waited:?}");
+        rig.serve(&[]);
+        rig.pause(300).await;
+        assert!(rig.read(&node, 0).await.is_err(), "it was given up for good");
+    });
+}
+
+#[test]
+fn a_server_that_takes_for_ever_can_be_given_up() {
+    with_rig(async |rig| {
+        rig.serve(&["rdelay=600", "wdelay=600"]);
+        let node = rig.connect(1000, 2).await;
+        let requests: Vec<_> = (0..8).map(|place| rig.read(&node, place * 4096)).collect();
+        rig.pause(200).await;
+        assert!(requests.iter().all(|request| !request.is_finished()));
+        assert!(abandon(&rig.graph, node.name()));
+        for request in requests {
+            let waited = failed_after(rig, request).await;
+            assert!(waited < Duration::from_secs(2), "{waited:?}");
+        }
+    });
+}
