@@ -7,3 +7,4 @@ mod kill;
 mod owner;
 mod random;
 mod rig;
+mod size;
