@@ -86,20 +86,30 @@ fn guest(
 }
 
 fn fio(bench: &Bench<'_>, cell: &Cell, path: &Path, direct: bool) -> Result<f64> {
-    let (rw, side) = match cell.kind {
-        "seqread" => ("read", "read"),
-        "seqwrite" => ("write", "write"),
-        "randwrite" => ("randwrite", "write"),
-        kind => (kind, "read"),
+    let rw = match cell.kind {
+        "seqread" => "read",
+        "seqwrite" => "write",
+        kind => kind,
     };
+    bare_file(bench, (rw, cell.bytes, cell.depth), path, direct)
+}
+
+/// What fio reaches with io_uring on the bare file: requests of that kind, length and number at once.
+pub(super) fn bare_file(
+    bench: &Bench<'_>,
+    (rw, bytes, depth): (&str, u64, u64),
+    path: &Path,
+    direct: bool,
+) -> Result<f64> {
+    let side = if rw.contains("write") { "write" } else { "read" };
     let mut fio = command::program("fio", "fio")?;
     fio.args(["--name=limit", "--ioengine=io_uring", "--time_based", "--output-format=json"]);
     fio.arg(format!("--filename={}", path.display())).arg(format!("--rw={rw}"));
-    fio.arg(format!("--bs={}", cell.bytes)).arg(format!("--iodepth={}", cell.depth));
+    fio.arg(format!("--bs={bytes}")).arg(format!("--iodepth={depth}"));
     fio.arg(format!("--runtime={}", bench.wanted.seconds));
     fio.arg(format!("--direct={}", u8::from(direct))).arg(format!("--size={FILE_BYTES}"));
     let report: Value = serde_json::from_str(&command::output(&mut fio)?)?;
-    let field = if cell.bytes < 1 << 20 { "iops" } else { "bw_bytes" };
+    let field = if bytes < 1 << 20 { "iops" } else { "bw_bytes" };
     let value = report["jobs"][0][side][field].as_f64().context("fio reported nothing")?;
     Ok(if field == "iops" { value } else { value / f64::from(1 << 20) })
 }

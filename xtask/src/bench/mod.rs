@@ -66,7 +66,7 @@ pub(crate) fn run(wanted: &Wanted) -> Result<()> {
     disk::measure(&bench, &mut table, "tmpfs", &PathBuf::from("/dev/shm"), false)?;
     disk::measure(&bench, &mut table, "disk", &disk_folder, true)?;
     migration::measure(&bench, &mut table)?;
-    nbd::measure(&bench, &mut table)?;
+    nbd::measure(&bench, &mut table, &disk_folder)?;
     convert::measure(&bench, &mut table)?;
     println!("\nhost: {:?}; each figure is the median of its rounds", host::kind());
     table.print();

@@ -1,5 +1,6 @@
 //! Images over NBD, with no guest: the same requests by fio to `ferry storage`, to QEMU's storage daemon and to nbdkit.
 
+mod cost;
 mod server;
 
 use std::path::Path;
@@ -65,8 +66,8 @@ struct Figures {
     cpu_us: f64,
 }
 
-/// Measures on tmpfs, against both peers.
-pub(super) fn measure(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
+/// Measures on tmpfs, against both peers; in `disk`, a folder on a disk, against the bare file.
+pub(super) fn measure(bench: &Bench<'_>, table: &mut Table, disk: &Path) -> Result<()> {
     let ferry = Program::Ferry(binary::ferry()?);
     let folder = tempfile::Builder::new().prefix("bench").tempdir_in("/dev/shm")?;
     let loads = || RANDOM.into_iter().chain(SEQUENTIAL);
@@ -83,7 +84,8 @@ pub(super) fn measure(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
             }
         }
     }
-    Ok(())
+    cost::bitmaps(bench, table, folder.path())?;
+    cost::direct(bench, table, disk)
 }
 
 impl Load {
