@@ -175,7 +175,8 @@ fn check(arguments: &Arguments) -> Result<()> {
         (true, _, _, true) => return refuse("Cannot use copy offloading in salvaging mode"),
         _ => {}
     }
-    if arguments.backing.is_some() && arguments.backing_format.is_none() {
+    let has_format = arguments.backing_format.is_some() || has_option(arguments, "backing_fmt");
+    if arguments.backing.is_some() && !has_format {
         return refuse("Use of backing file requires explicit backing format");
     }
     if arguments.compress && arguments.target_format != "qcow2" {
@@ -245,8 +246,13 @@ async fn open_target(
 
 /// Whether the target gets an image below it, by an argument or by an option of its format.
 fn has_backing(arguments: &Arguments) -> bool {
+    arguments.backing.is_some() || has_option(arguments, "backing_file")
+}
+
+/// Whether `-o` has a key.
+fn has_option(arguments: &Arguments, wanted: &str) -> bool {
     let mut options = arguments.options.iter().flat_map(|list| keyval::pairs(list));
-    arguments.backing.is_some() || options.any(|(key, _)| key == "backing_file")
+    options.any(|(key, _)| key == wanted)
 }
 
 /// The image of the source's chain from which on nothing is copied: that which lies below the target,

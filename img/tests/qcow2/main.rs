@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run its programs has failed")]
 
+mod chain;
 mod copy;
 #[path = "../rig/mod.rs"]
 mod rig;
@@ -215,63 +216,6 @@ fn maps_are_those_of_qemu_img() {
     rig.same_json("map --output json -s 1M -l 3M top.qcow2");
     rig.same_text("map base.qcow2");
     rig.same_text("map top.qcow2");
-}
-
-#[test]
-fn lengths_change_as_qemu_img_changes_them() {
-    let Some(rig) = Rig::empty() else { return };
-    chain(&rig);
-    rig.ours("resize base.qcow2 +6M");
-    rig.qemu_img("check base.qcow2");
-    rig.ours("resize --shrink base.qcow2 2M");
-    rig.qemu_img("check base.qcow2");
-    rig.same_json("info --output json base.qcow2");
-}
-
-#[test]
-fn another_image_below_changes_nothing_that_is_read() {
-    let Some(rig) = Rig::empty() else { return };
-    chain(&rig);
-    rig.qemu_img("create -q -f qcow2 -b top.qcow2 -F qcow2 leaf.qcow2");
-    rig.qemu_io("leaf.qcow2", &["write -P 9 100k 300k", "write -z 5M 64k"]);
-    rig.qemu_img("convert -O raw leaf.qcow2 before.raw");
-    rig.ours("rebase -b base.qcow2 -F qcow2 leaf.qcow2");
-    rig.qemu_img("check leaf.qcow2");
-    rig.same_content("before.raw", "leaf.qcow2");
-    let info = |key: &str| {
-        let output = rig.qemu_img("info --output json leaf.qcow2").stdout;
-        serde_json::from_slice::<Value>(&output).unwrap()[key].clone()
-    };
-    assert_eq!(info("backing-filename"), "base.qcow2");
-    rig.ours("rebase -f qcow2 -p -b= leaf.qcow2");
-    assert_eq!(info("backing-filename"), Value::Null);
-    rig.same_content("before.raw", "leaf.qcow2");
-    rig.ours("rebase -u -b nosuch.raw -F raw leaf.qcow2");
-    assert_eq!(info("backing-filename-format"), "raw");
-    for arguments in ["rebase leaf.qcow2", "rebase -b nosuch.qcow2 -F qcow2 base.qcow2"] {
-        rig.both(arguments);
-    }
-}
-
-#[test]
-fn what_is_committed_is_below_and_gone_above() {
-    let Some(rig) = Rig::empty() else { return };
-    chain(&rig);
-    rig.qemu_img("create -q -f qcow2 -b top.qcow2 -F qcow2 leaf.qcow2 14M");
-    rig.qemu_io("leaf.qcow2", &["write -P 9 100k 300k", "write -z 0 64k", "write -P 1 13M 1M"]);
-    rig.qemu_img("convert -O raw leaf.qcow2 before.raw");
-    rig.same_text("commit -d -b nosuch.qcow2 leaf.qcow2");
-    let output = rig.ours("commit leaf.qcow2");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "Image committed.\n");
-    for image in ["leaf.qcow2", "top.qcow2"] {
-        rig.qemu_img(&format!("check {image}"));
-        rig.same_content("before.raw", image);
-    }
-    assert!(fs::metadata(rig.path("leaf.qcow2")).unwrap().len() < 400 << 10);
-    rig.ours("commit -q -d -b base.qcow2 leaf.qcow2");
-    rig.qemu_img("check base.qcow2");
-    rig.same_content("before.raw", "base.qcow2");
-    rig.both("commit base.qcow2");
 }
 
 #[test]

@@ -36,14 +36,8 @@ pub struct Transport {
 impl Transport {
     /// Finds the register blocks behind the vendor capabilities.
     pub fn open(function: Function, memory: &mut Memory) -> Option<Transport> {
-        let mut found = Transport {
-            common: 0,
-            notify: 0,
-            notify_step: 0,
-            device: 0,
-            pending: 0,
-            features: 0,
-        };
+        let mut found =
+            Transport { common: 0, notify: 0, notify_step: 0, device: 0, pending: 0, features: 0 };
         let mut bars = [0_u64; 6];
         let mut block = |bar: usize, offset: u32| {
             if bars[bar] == 0 {

@@ -79,6 +79,15 @@ impl Qcow2Driver {
         self.image.space.end() << self.image.geometry().cluster_bits()
     }
 
+    /// Gives a place in the file to every cluster of a range of the disk, without writing to it; with
+    /// `space` the host's room for it is taken, too. What is there stays.
+    ///
+    /// # Errors
+    /// As for a write.
+    pub async fn preallocate(&self, range: Range<u64>, space: bool) -> Result<()> {
+        self.image.preallocate(range, space).await
+    }
+
     /// Whether something in the image was found to be wrong, so that it is not written any more.
     pub fn is_corrupt(&self) -> bool {
         self.image.condition.get() == Condition::Corrupt

@@ -1,10 +1,15 @@
 //! Changing the length of the disk.
 
+use std::ops::Range;
+
 use super::entry::L1Entry;
 use super::frees::Why;
 use super::header::{MAX_L1_BYTES, Version};
 use super::image::Image;
+use super::map::{Mapping, What};
 use super::overlap::Kind;
+use crate::buf::IoBuf;
+use crate::driver::WriteFlags;
 use crate::error::{Error, ErrorKind, Result};
 
 impl Image {
@@ -25,6 +30,51 @@ impl Image {
             Ok(())
         })
         .await
+    }
+
+    /// Gives a place to every cluster of a range, without writing to it: what is allocated reads as
+    /// zeroes. With `space` the host's room for it is taken, too.
+    pub(super) async fn preallocate(&self, range: Range<u64>, space: bool) -> Result<()> {
+        self.begin_change().await?;
+        let pass = self.gate.enter().await;
+        self.run(|image| async move {
+            let mut at = range.start;
+            while at < range.end && at < image.size.get() {
+                image.entry_to_change(at).await?;
+                let (host, len) = match image.fresh_place(at, range.end - at)? {
+                    Some(fresh) => fresh,
+                    None => image.place_of_one(at, range.end - at).await?,
+                };
+                image.extend_data(host + len).await?;
+                if space {
+                    let file = host..host + len;
+                    image.data_edge().write_zeroes(file, WriteFlags::NONE).await?;
+                }
+                at += len;
+            }
+            drop(pass);
+            Ok(())
+        })
+        .await?;
+        self.flush().await
+    }
+
+    /// The place of the first cluster of some that have one, or get it by being written.
+    async fn place_of_one(&self, at: u64, len: u64) -> Result<(u64, u64)> {
+        let first = self.geometry().cluster_start(at);
+        let end = first + self.geometry().cluster_size();
+        let mapping = self.find(at, len.min(end - at)).await?;
+        if let What::Data { host, own: true } = mapping.what {
+            return Ok((host, mapping.len));
+        }
+        let guard = self.locks.lock(first..end, true).await;
+        let zeroes = IoBuf::alloc(usize::try_from(mapping.len).unwrap_or(usize::MAX));
+        self.write_locked(at, zeroes).await?;
+        drop(guard);
+        match self.find(at, mapping.len).await? {
+            Mapping { what: What::Data { host, .. }, len } => Ok((host, len)),
+            _ => Err(Error::new(ErrorKind::Io, "a cluster that was written has no place")),
+        }
     }
 
     fn check_length(&self, len: u64) -> Result<()> {

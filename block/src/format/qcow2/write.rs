@@ -110,7 +110,7 @@ impl Image {
     }
 
     /// Gives fresh clusters to the first of `len` bytes from `at`, which have no data.
-    fn fresh_place(&self, at: u64, len: u64) -> Result<Option<(u64, u64)>> {
+    pub(super) fn fresh_place(&self, at: u64, len: u64) -> Result<Option<(u64, u64)>> {
         let geometry = self.geometry();
         let first = geometry.cluster_start(at);
         let end = at + len;

@@ -1,0 +1,126 @@
+//! What changes the length of an image, and what is below it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use serde_json::Value;
+
+use super::chain;
+use super::rig::Rig;
+
+#[test]
+fn lengths_change_as_qemu_img_changes_them() {
+    let Some(rig) = Rig::empty() else { return };
+    chain(&rig);
+    rig.ours("resize base.qcow2 +6M");
+    rig.qemu_img("check base.qcow2");
+    rig.ours("resize --shrink base.qcow2 2M");
+    rig.qemu_img("check base.qcow2");
+    rig.same_json("info --output json base.qcow2");
+}
+
+#[test]
+fn what_an_image_grows_by_is_allocated_as_asked() {
+    let Some(rig) = Rig::empty() else { return };
+    for (mode, cluster) in
+        [("metadata", "512"), ("metadata", "64k"), ("falloc", "4k"), ("full", "64k")]
+    {
+        for name in ["a.qcow2", "b.qcow2"] {
+            let create = format!("create -q -f qcow2 -o cluster_size={cluster} {name} 1000k");
+            rig.qemu_img(&create);
+            rig.qemu_io(name, &["write -P 5 0 1000k"]);
+        }
+        rig.ours(&format!("resize --preallocation={mode} a.qcow2 +3M"));
+        rig.qemu_img(&format!("resize -q --preallocation={mode} b.qcow2 +3M"));
+        rig.qemu_img("check a.qcow2");
+        rig.same_content("a.qcow2", "b.qcow2");
+        let sizes = || ["a.qcow2", "b.qcow2"].map(|name| rig.path(name).metadata().unwrap());
+        let [ours, theirs] = sizes().map(|file| file.blocks() * 512);
+        assert!(ours.abs_diff(theirs) <= 512 << 10, "{mode} {cluster}: {ours} {theirs}");
+        // Everything has its place: writing needs no more of the file.
+        let [before, _] = sizes().map(|file| file.len());
+        rig.qemu_io("a.qcow2", &["write -P 6 1000k 3M"]);
+        assert_eq!(sizes()[0].len(), before, "{mode} {cluster}");
+        rig.qemu_img("check a.qcow2");
+    }
+}
+
+#[test]
+fn zeroes_stay_zeroes_when_an_image_is_put_below() {
+    let Some(rig) = Rig::empty() else { return };
+    for options in ["cluster_size=64k", "extended_l2=on"] {
+        rig.qemu_img("create -q -f qcow2 below.qcow2 2M");
+        rig.qemu_io("below.qcow2", &["write -P 7 0 2M"]);
+        rig.qemu_img(&format!("create -q -f qcow2 -o {options} alone.qcow2 1500k"));
+        rig.qemu_io("alone.qcow2", &["write -P 1 64k 100k"]);
+        rig.qemu_img("convert -O raw alone.qcow2 before.raw");
+        rig.ours("rebase -b below.qcow2 -F qcow2 alone.qcow2");
+        rig.qemu_img("check alone.qcow2");
+        rig.same_content("before.raw", "alone.qcow2");
+        // Below a shorter image nothing is below: zeroes there are written down, too.
+        rig.qemu_img("create -q -f qcow2 short.qcow2 500k");
+        rig.qemu_img(&format!(
+            "create -q -f qcow2 -o {options} -b short.qcow2 -F qcow2 long.qcow2 1500k"
+        ));
+        rig.qemu_img("convert -O raw long.qcow2 before.raw");
+        rig.ours("rebase -b below.qcow2 -F qcow2 long.qcow2");
+        rig.qemu_img("check long.qcow2");
+        rig.same_content("before.raw", "long.qcow2");
+    }
+}
+
+#[test]
+fn a_base_that_is_named_takes_a_copy() {
+    let Some(rig) = Rig::empty() else { return };
+    chain(&rig);
+    let before = fs::read(rig.path("top.qcow2")).unwrap();
+    rig.ours("commit -q -b base.qcow2 top.qcow2");
+    assert!(before == fs::read(rig.path("top.qcow2")).unwrap());
+    rig.same_content("base.qcow2", "top.qcow2");
+}
+
+#[test]
+fn another_image_below_changes_nothing_that_is_read() {
+    let Some(rig) = Rig::empty() else { return };
+    chain(&rig);
+    rig.qemu_img("create -q -f qcow2 -b top.qcow2 -F qcow2 leaf.qcow2");
+    rig.qemu_io("leaf.qcow2", &["write -P 9 100k 300k", "write -z 5M 64k"]);
+    rig.qemu_img("convert -O raw leaf.qcow2 before.raw");
+    rig.ours("rebase -b base.qcow2 -F qcow2 leaf.qcow2");
+    rig.qemu_img("check leaf.qcow2");
+    rig.same_content("before.raw", "leaf.qcow2");
+    let info = |key: &str| {
+        let output = rig.qemu_img("info --output json leaf.qcow2").stdout;
+        serde_json::from_slice::<Value>(&output).unwrap()[key].clone()
+    };
+    assert_eq!(info("backing-filename"), "base.qcow2");
+    rig.ours("rebase -f qcow2 -p -b= leaf.qcow2");
+    assert_eq!(info("backing-filename"), Value::Null);
+    rig.same_content("before.raw", "leaf.qcow2");
+    rig.ours("rebase -u -b nosuch.raw -F raw leaf.qcow2");
+    assert_eq!(info("backing-filename-format"), "raw");
+    for arguments in ["rebase leaf.qcow2", "rebase -b nosuch.qcow2 -F qcow2 base.qcow2"] {
+        rig.both(arguments);
+    }
+}
+
+#[test]
+fn what_is_committed_is_below_and_gone_above() {
+    let Some(rig) = Rig::empty() else { return };
+    chain(&rig);
+    rig.qemu_img("create -q -f qcow2 -b top.qcow2 -F qcow2 leaf.qcow2 14M");
+    rig.qemu_io("leaf.qcow2", &["write -P 9 100k 300k", "write -z 0 64k", "write -P 1 13M 1M"]);
+    rig.qemu_img("convert -O raw leaf.qcow2 before.raw");
+    rig.same_text("commit -d -b nosuch.qcow2 leaf.qcow2");
+    let output = rig.ours("commit leaf.qcow2");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "Image committed.\n");
+    for image in ["leaf.qcow2", "top.qcow2"] {
+        rig.qemu_img(&format!("check {image}"));
+        rig.same_content("before.raw", image);
+    }
+    assert!(fs::metadata(rig.path("leaf.qcow2")).unwrap().len() < 400 << 10);
+    rig.ours("commit -q -d -b base.qcow2 leaf.qcow2");
+    rig.qemu_img("check base.qcow2");
+    rig.same_content("before.raw", "base.qcow2");
+    rig.both("commit base.qcow2");
+}
