@@ -202,8 +202,8 @@ async fn backing_len(session: &Session, name: &str, format: &str) -> Result<u64>
     Ok(len)
 }
 
-/// A file of no bytes at that place, which is made if there is none. A file that another program
-/// uses is locked, and left as it is.
+/// The place for a new image: a file of no bytes, which is made if there is none, or an export as it
+/// is. A file that another program uses is locked, and left as it is.
 pub(crate) async fn empty_file(session: &Session, name: &str) -> Result<Image> {
     let location = Location::parse(name)?;
     if let Location::File(path) = &location {
@@ -214,7 +214,9 @@ pub(crate) async fn empty_file(session: &Session, name: &str) -> Result<Image> {
         return Err(Failure::new("a new image is named by a path"));
     };
     let image = session.open_protocol(protocol, Access::Resize).await?;
-    image.root.resize(0).await?;
+    if matches!(location, Location::File(_)) {
+        image.root.resize(0).await?;
+    }
     Ok(image)
 }
 

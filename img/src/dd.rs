@@ -66,10 +66,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         let source = session.open(&arguments.source.request(&operands.source)).await?;
         let end = operands.count.map_or(u64::MAX, |count| count.saturating_mul(operands.block));
         let start = operands.skip.saturating_mul(operands.block);
-        if start > source.len() {
-            let text = format!("{}: cannot skip to specified offset", operands.source);
-            return Err(Failure::new(text));
-        }
+        let past = start > source.len();
+        let start = start.min(source.len());
         let part = start..start.saturating_add(end).min(source.len());
         let len = part.end - part.start;
         let new = New {
@@ -83,6 +81,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             quiet: true,
         };
         create::create(session, &new).await?;
+        if past {
+            // As for dd this is no failure: the target is there, and empty.
+            crate::say(&format!("{}: cannot skip to specified offset", operands.source));
+        }
         let (name, format) = (operands.target.as_str(), arguments.target_format.as_str());
         let target = create::open_target(session, name, format, Cache::default(), false).await?;
         let copy = Copy {

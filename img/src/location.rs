@@ -22,7 +22,12 @@ impl Location {
     /// Reads a name as `qemu-img` does: `json:{...}`, `nbd:...`, an NBD URI, `file:path`, or a path.
     pub(crate) fn parse(name: &str) -> Result<Location> {
         if let Some(options) = json_name(name) {
-            let options = options?;
+            let mut options = options?;
+            name_drivers(&mut options);
+            // Without a driver the format is to be found out.
+            if options.get("driver").is_none() && options["file"].is_object() {
+                return Ok(Location::Protocol(options["file"].take()));
+            }
             let driver = options.get("driver").and_then(Value::as_str);
             let protocol = matches!(driver, Some("file" | "host_device" | "nbd"));
             return Ok(if protocol {
@@ -57,6 +62,15 @@ impl Location {
             Location::Protocol(options) => Some(options.clone()),
             Location::Image(_) => None,
         }
+    }
+}
+
+/// Whoever names a file and no driver means the driver of files.
+fn name_drivers(options: &mut Value) {
+    let Value::Object(members) = options else { return };
+    members.values_mut().for_each(name_drivers);
+    if members.get("filename").is_some_and(Value::is_string) {
+        members.entry("driver").or_insert_with(|| "file".into());
     }
 }
 
@@ -101,5 +115,9 @@ mod tests {
         assert_eq!(parts, ["nbd", "e", "c"]);
         let raw = Location::parse(r#"json:{"driver": "raw", "file": "f"}"#).unwrap();
         assert!(matches!(raw, Location::Image(_)));
+        let file = Location::Protocol(json!({"driver": "file", "filename": "f"}));
+        let nested = Location::parse("json:{'file.filename': 'f'}").unwrap();
+        assert_eq!(nested, file);
+        assert_eq!(Location::parse("json:{'filename': 'f'}").unwrap(), file);
     }
 }

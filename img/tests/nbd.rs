@@ -74,8 +74,14 @@ fn images_behind_a_server_are_read_compared_and_written() {
         ours("compare a.raw nbd:unix:a.sock:exportname=disk".into()),
         "Images are identical.\n"
     );
-    drop((source, target));
     assert!(fs::read(folder.join("a.raw")).unwrap() == fs::read(folder.join("b.raw")).unwrap());
+    // A new image in an export: it is as long as it is.
+    let b = "nbd+unix:///disk?socket=b.sock";
+    ours(format!("create -q -f qcow2 {b} 4M"));
+    ours(format!("convert -n -f raw -O qcow2 c.qcow2 {b}"));
+    drop((source, target));
+    let checked = run(folder, "qemu-img", "compare -f raw -F qcow2 c.qcow2 b.raw");
+    assert!(checked.status.success(), "{checked:?}");
     let gone = run(folder, OURS, &format!("info {a}"));
     assert_eq!(gone.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&gone.stderr).contains("a.sock"), "{gone:?}");

@@ -156,6 +156,11 @@ fn parts_are_copied_as_dd_does() {
             assert!(rig.bytes("o.raw") == all[range.clone()], "{program} {operands}");
         }
     }
+    for program in [OURS, "qemu-img"] {
+        let output = rig.run(program, "dd -f raw if=a.raw of=o.raw bs=1G skip=1");
+        assert!(output.status.success() && rig.bytes("o.raw").is_empty(), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cannot skip"), "{output:?}");
+    }
 }
 
 #[test]
