@@ -370,6 +370,11 @@ impl DirtyBitmap {
             let mask = (u64::MAX >> (WORD_BITS - count)) << bit;
             let before = self.words[word];
             let after = if set { before | mask } else { before & !mask };
+            at += count;
+            // Most writes go where others went before.
+            if after == before {
+                continue;
+            }
             self.words[word] = after;
             self.dirty += u64::from((after & !before).count_ones());
             self.dirty -= u64::from((before & !after).count_ones());
@@ -379,7 +384,6 @@ impl DirtyBitmap {
             } else {
                 self.summary[word / 64] |= summary_bit;
             }
-            at += count;
         }
     }
 

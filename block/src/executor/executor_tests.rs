@@ -350,6 +350,29 @@ fn a_watched_descriptor_tells_of_each_change_once() {
 }
 
 #[test]
+fn an_end_that_comes_with_the_last_bytes_is_not_missed() {
+    let executor = real();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let watch = Watch::new(&executor, ours.as_raw_fd()).unwrap();
+    theirs.write_all(b"x").unwrap();
+    drop(theirs);
+    let heard = executor.block_on(async {
+        watch.readable().await;
+        let first = (&ours).read(&mut [0; 8]).unwrap();
+        let mut waiting = pin!(watch.readable());
+        let mut limit = pin!(executor.sleep(Duration::from_secs(5)));
+        let told = std::future::poll_fn(|cx| {
+            if waiting.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            limit.as_mut().poll(cx).map(|()| false)
+        });
+        (first, told.await)
+    });
+    assert_eq!(heard, (1, true), "one byte, then the end");
+}
+
+#[test]
 fn a_watch_that_is_given_up_leaves_its_number_to_others() {
     let executor = real();
     for _ in 0..3 {

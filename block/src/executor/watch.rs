@@ -25,6 +25,9 @@ pub(crate) struct Watch {
 #[derive(Default)]
 pub(super) struct Readiness {
     readable: Cell<bool>,
+    /// The other side has said its last word. That may come in one event with what it said before, and
+    /// never again: from then on there always is something to receive, if only the end.
+    ended: Cell<bool>,
     writable: Cell<bool>,
     /// The kernel tells of room to write, which most of the time nobody wants to know.
     wants_room: Cell<bool>,
@@ -37,6 +40,9 @@ impl Readiness {
         let broken = events.intersects(EventSet::ERROR | EventSet::HANG_UP);
         if broken || events.intersects(EventSet::IN | EventSet::READ_HANG_UP) {
             self.readable.set(true);
+        }
+        if broken || events.contains(EventSet::READ_HANG_UP) {
+            self.ended.set(true);
         }
         let room = broken || events.contains(EventSet::OUT);
         let unwanted = room && self.writable.replace(true);
@@ -61,7 +67,7 @@ impl Watch {
 
     /// Waits until something can be received, or the connection ended.
     pub(crate) async fn readable(&self) {
-        self.seen.changed.wait_until(|| self.seen.readable.take()).await;
+        self.seen.changed.wait_until(|| self.seen.readable.take() || self.seen.ended.get()).await;
     }
 
     /// Waits until something can be sent, or the connection ended.

@@ -2,11 +2,10 @@
 
 use super::at_rest::AtRest;
 use super::check::change_width;
-use super::container::read_at;
-use super::entry::{Cluster, L1Entry, L2Entry};
+use super::expand::expand_zeroes;
 use super::geometry::Geometry;
 use super::header::{Autoclear, Compatible, Compression, Header, Incompatible, Version};
-use super::snapshot::{complete_snapshots, load_l1, load_snapshots};
+use super::snapshot::complete_snapshots;
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -59,7 +58,11 @@ pub async fn amend(file: &Edge, options: &AmendOptions) -> Result<()> {
     };
     change_fields(&mut header, options, version)?;
     if version == Version::V2 {
-        check_downgrade(&image, &header, order).await?;
+        check_downgrade(&header, order)?;
+        expand_zeroes(&mut image).await?;
+        // The refcount table may have moved.
+        header = image.header.clone();
+        change_fields(&mut header, options, version)?;
         header.compatible = Compatible::NONE;
         header.autoclear = Autoclear::NONE;
     }
@@ -112,7 +115,7 @@ fn change_fields(header: &mut Header, options: &AmendOptions, version: Version) 
 }
 
 /// Whether version 2 can say everything that the image says.
-async fn check_downgrade(image: &AtRest<'_>, header: &Header, order: u32) -> Result<()> {
+fn check_downgrade(header: &Header, order: u32) -> Result<()> {
     let refusals = [
         (order != 4, "compat=0.10 requires refcount_bits=16"),
         (header.incompatible != Incompatible::NONE, "the image uses features of compat=1.1"),
@@ -121,22 +124,6 @@ async fn check_downgrade(image: &AtRest<'_>, header: &Header, order: u32) -> Res
     ];
     if let Some((_, text)) = refusals.iter().find(|(refused, _)| *refused) {
         return Err(Error::new(ErrorKind::Unsupported, format!("Cannot downgrade: {text}")));
-    }
-    let geometry = image.geometry();
-    let snapshots = load_snapshots(image.file, header).await?.snapshots;
-    let tables = snapshots.iter().map(|snapshot| snapshot.l1).chain([header.l1]);
-    for l1 in tables {
-        for at in load_l1(image, l1).await?.iter().filter_map(|&entry| L1Entry(entry).offset()) {
-            let table = read_at(image.file, at, geometry.cluster_len()).await?;
-            for index in 0..usize::try_from(geometry.l2_entries()).unwrap_or(0) {
-                let cluster = L2Entry::get(&table, index, geometry).decode(geometry)?;
-                if matches!(cluster, Cluster::Standard { parts, .. } if parts.zero != 0) {
-                    let text = "Cannot downgrade: the image has zero clusters, which compat=0.10 \
-                                cannot hold: convert it";
-                    return Err(Error::new(ErrorKind::Unsupported, text));
-                }
-            }
-        }
     }
     Ok(())
 }

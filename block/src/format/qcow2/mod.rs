@@ -17,7 +17,7 @@
 //!   requests are under way.
 //!
 //! *The image as a whole*, over the image file while nobody else uses it: [`create`], [`check`],
-//! and, on top of `at_rest`, [`snapshot`], [`bitmap`] and [`amend`].
+//! and, on top of `at_rest`, [`snapshot`], [`bitmap`] and [`amend`] with `expand`.
 //!
 //! # Invariants
 //!
@@ -45,6 +45,7 @@ mod cow;
 pub mod create;
 mod driver;
 pub mod entry;
+mod expand;
 mod flush;
 mod frees;
 mod gate;
