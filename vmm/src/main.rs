@@ -9,7 +9,9 @@ use ferry_api::cli::{self, ClientCommand};
 use ferry_img::ImgCommand;
 use ferry_storage::StorageArgs;
 use ferry_vmm::config::RunArgs;
-use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Run a virtual machine, and move its disks and itself while it runs
 #[derive(Parser)]
@@ -64,9 +66,14 @@ fn say(line: &dyn std::fmt::Display) {
 
 /// Warnings on standard error; `FERRY_LOG=debug`, or a module's name with a level, shows more.
 fn start_log() {
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::WARN.into())
-        .with_env_var("FERRY_LOG")
-        .from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let wanted = std::env::var("FERRY_LOG").unwrap_or_default();
+    let mut filter = wanted.parse().unwrap_or_else(|error| {
+        say(&format!("FERRY_LOG is not understood: {error}"));
+        Targets::new()
+    });
+    if filter.default_level().is_none() {
+        filter = filter.with_default(LevelFilter::WARN);
+    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    tracing_subscriber::registry().with(lines).with(filter).init();
 }
