@@ -19,13 +19,13 @@ pub struct Arguments {
     #[command(flatten)]
     verbs: Verbs,
     /// The image that has the bitmap to merge (default: the same)
-    #[arg(short = 'b')]
+    #[arg(short = 'b', long)]
     source_file: Option<String>,
     /// Format of that image
-    #[arg(short = 'F')]
+    #[arg(short = 'F', long)]
     source_format: Option<String>,
     /// Bytes of a granule of a new bitmap
-    #[arg(short)]
+    #[arg(short, long)]
     granularity: Option<String>,
     #[command(flatten)]
     image: Naming,

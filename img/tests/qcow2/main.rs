@@ -260,7 +260,7 @@ fn bitmaps_change_as_qemu_img_changes_them() {
         assert_eq!(infos[0], infos[1], "{steps:?}");
     };
     same(&["bitmap --add a.qcow2 x"]);
-    same(&["bitmap --add --disable -g 4k a.qcow2 x", "bitmap --add a.qcow2 y"]);
+    same(&["bitmap --add --disable --granularity 4k a.qcow2 x", "bitmap --add a.qcow2 y"]);
     same(&["bitmap --add a.qcow2 x", "bitmap --remove a.qcow2 x"]);
     same(&[
         "bitmap --add a.qcow2 x",
