@@ -4,7 +4,7 @@
     reason = "submission entries name memory; the operation table keeps it alive"
 )]
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
@@ -21,14 +21,16 @@ use crate::sys::Way;
 const ENTRIES: u32 = 256;
 /// Room for completions. The kernel keeps what does not fit and gives it later.
 const COMPLETIONS: u32 = 4096;
+/// Bytes from which a request is handed over at once. The kernel joins neighbours that arrive in one
+/// system call, and what it joined completes as one: of eight sequential 1 MiB reads it made two of
+/// 4 MiB, so that the first answer waited for the fourth. Alone they were 5 % faster on a disk.
+const LARGE: usize = 512 << 10;
 /// Completions collected at once, so that tasks get their turn.
 const REAP_LIMIT: usize = 256;
 
 pub(super) struct Ring {
     ring: RefCell<IoUring>,
     table: Rc<OpTable>,
-    /// Requests queued since the last system call.
-    queued: Cell<usize>,
     /// Whether completions can only arrive while this thread is in the kernel.
     deferred: bool,
     /// What the kernel writes when completions arrive while this thread sleeps. Polling the ring
@@ -59,8 +61,7 @@ impl Ring {
         Self::check(&ring)?;
         let eventfd = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         ring.submitter().register_eventfd(eventfd.as_raw_fd())?;
-        let ring =
-            Ring { ring: RefCell::new(ring), table, queued: Cell::new(0), deferred, eventfd };
+        let ring = Ring { ring: RefCell::new(ring), table, deferred, eventfd };
         ring.disarm();
         Ok(ring)
     }
@@ -102,9 +103,10 @@ impl Ring {
         self.eventfd.as_raw_fd()
     }
 
-    /// Queues a request; it leaves at the end of this turn.
+    /// Queues a request; it leaves at the end of this turn, a [`LARGE`] one now.
     pub(super) fn start(&self, file: &Rc<OpenFile>, verb: Verb) -> Op {
         let fd = types::Fd(file.as_raw_fd());
+        let large = matches!(&verb, Verb::Transfer { buf, .. } if buf.len() >= LARGE);
         let key = self.table.insert(Held::new(file, verb));
         let entry = self.table.with_held(key, |held| entry(fd, held).user_data(key as u64));
         if let Some(entry) = entry {
@@ -117,7 +119,10 @@ impl Ring {
                     self.reap(&mut ring);
                 }
             }
-            self.queued.set(self.queued.get() + 1);
+            // What the kernel does not take now stays queued for the turn.
+            if large && let Err(error) = ring.submit() {
+                tracing::trace!("io_uring: {error}");
+            }
         }
         Op::new(&self.table, key)
     }
@@ -125,10 +130,10 @@ impl Ring {
     /// Hands over what is queued and collects what is done; whether there was anything.
     pub(super) fn turn(&self) -> bool {
         let mut ring = self.ring.borrow_mut();
-        let queued = self.queued.take();
-        let must_enter = queued != 0 || {
+        let (queued, must_enter) = {
             let submission = ring.submission();
-            submission.taskrun() || submission.cq_overflow()
+            let queued = submission.len();
+            (queued, queued != 0 || submission.taskrun() || submission.cq_overflow())
         };
         if must_enter {
             // With deferred task work a plain submission collects nothing that was waiting.
@@ -137,14 +142,9 @@ impl Ring {
             } else {
                 ring.submit()
             };
-            match entered {
-                Ok(taken) if taken < queued => self.queued.set(queued - taken),
-                Ok(_) => {}
-                // Busy or interrupted: what is queued stays queued.
-                Err(error) => {
-                    tracing::trace!("io_uring: {error}");
-                    self.queued.set(queued);
-                }
+            // Busy or interrupted: what is queued stays queued.
+            if let Err(error) = entered {
+                tracing::trace!("io_uring: {error}");
             }
         }
         self.reap(&mut ring) || queued != 0
