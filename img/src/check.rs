@@ -98,7 +98,7 @@ fn json(name: &str, report: &CheckReport) -> Map<String, Value> {
 
 fn human(report: &CheckReport) -> Result<()> {
     for message in &report.messages {
-        crate::say_plainly(message);
+        crate::say_plainly(&message.to_string());
     }
     let (corruptions, leaks) = (report.corruptions_fixed, report.leaks_fixed);
     if corruptions != 0 || leaks != 0 {

@@ -164,3 +164,32 @@ fn the_dirty_and_corrupt_bits_go_when_all_is_well() {
     assert_eq!(rig.bytes("a")[79], 0);
     rig.qemu_io("a", &["write 0 64k"]);
 }
+
+#[test]
+fn clusters_kept_at_impossible_places_are_let_go() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    for (options, entry_bytes) in [("compat=1.1", 8), ("extended_l2=on", 16)] {
+        rig.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "a", "8M"]);
+        rig.qemu_io("a", &["write -P 1 0 192k", "write -z 64k 128k"]);
+        let mut bytes = rig.bytes("a");
+        let header = Header::parse(&bytes).unwrap();
+        let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+        let l1 = usize::try_from(header.l1.offset).unwrap();
+        let l2 = usize::try_from(word(l1) & 0x00ff_ffff_ffff_fe00).unwrap();
+        bytes[l2 + entry_bytes + 6] |= 2;
+        rig.set_bytes("a", &bytes);
+        assert_eq!(checked(&rig, "a", None).corruptions, rig.qemu_check("a").number("corruptions"));
+        let left = checked(&rig, "a", Some(Repair::All));
+        assert!(left.is_clean() && left.corruptions_fixed == 1, "{options}: {:?}", left.messages);
+        assert!(left.messages.iter().any(|message| matches!(message, Message::Repair(_))));
+        rig.assert_clean("a");
+        rig.qemu_io("a", &["read -P 1 0 64k", "read -P 0 64k 128k"]);
+        // With data there nothing can be done.
+        let mut bytes = rig.bytes("a");
+        bytes[l2 + 6] |= 2;
+        rig.set_bytes("a", &bytes);
+        let left = checked(&rig, "a", Some(Repair::All));
+        assert_eq!(left.corruptions, 1, "{options}: {:?}", left.messages);
+        std::fs::remove_file(rig.path("a")).unwrap();
+    }
+}

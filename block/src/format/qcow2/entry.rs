@@ -192,7 +192,7 @@ impl L2Entry {
             }
             return Ok(Cluster::Compressed(Compressed::decode(self.descriptor, geometry)));
         }
-        let at = self.descriptor & OFFSET;
+        let at = self.address();
         if !geometry.is_aligned(at) {
             return Err(self.corrupt("has an address that is not at the start of a cluster"));
         }
@@ -221,8 +221,31 @@ impl L2Entry {
 
     /// The host address of a standard cluster in the image file, however wrong the entry is.
     pub(super) fn host_bits(self, geometry: Geometry) -> Option<u64> {
-        let at = self.descriptor & OFFSET;
+        let at = self.address();
         (!self.is_compressed() && !geometry.has_external_data() && at != 0).then_some(at)
+    }
+
+    /// The host address of a standard cluster, whatever the rest of the entry says.
+    pub(super) fn address(self) -> u64 {
+        self.descriptor & OFFSET
+    }
+
+    /// A host cluster without data, kept for later, at an address where no cluster can be.
+    pub(super) fn is_misplaced_reserve(self, geometry: Geometry) -> bool {
+        let data = match geometry.has_extended_l2() {
+            true => self.bitmap & u64::from(u32::MAX) != 0,
+            false => self.descriptor & ZERO == 0 || geometry.version() == Version::V2,
+        };
+        !self.is_compressed() && !data && !geometry.is_aligned(self.address())
+    }
+
+    /// What the guest reads there, without a host cluster.
+    #[must_use]
+    pub(super) fn without_reserve(self, geometry: Geometry) -> L2Entry {
+        match geometry.has_extended_l2() {
+            true => L2Entry { descriptor: 0, bitmap: self.bitmap & !u64::from(u32::MAX) },
+            false => L2Entry { descriptor: ZERO, bitmap: 0 },
+        }
     }
 
     /// The refcount is exactly one, so that the cluster may be written in place.

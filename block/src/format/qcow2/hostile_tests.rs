@@ -195,7 +195,8 @@ fn references_behind_the_end_and_overflowing_ones_are_named() {
         put(&mut bytes, at, word);
         rig.set_bytes("a", &bytes);
         let report = rig.on("a", async |file| check(file, None).await).unwrap();
-        let said = report.messages.join("\n");
+        let said: Vec<String> = report.messages.iter().map(ToString::to_string).collect();
+        let said = said.join("\n");
         assert!(said.contains(what), "{word:#x}: '{said}' does not say '{what}'");
     }
 }

@@ -7,13 +7,15 @@
 //! 1. `walk` counts the references to every cluster, in `counts`;
 //! 2. `compare` holds the refcounts against that, and repairs them in place;
 //! 3. `rebuild` makes the refcount structures anew when they are what is broken;
-//! 4. `flags` looks at the entries that say that they are the only ones.
+//! 4. `flags` looks at the entries that say that they are the only ones;
+//! 5. `misplaced` empties entries of clusters without data that cannot be where they are said to be.
 //!
 //! Memory: a byte for each cluster in use, 1 GiB at most, and one table at a time.
 
 mod compare;
 mod counts;
 mod flags;
+mod misplaced;
 mod rebuild;
 mod report;
 mod walk;
@@ -24,7 +26,7 @@ use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
 use compare::{Fix, compare, load_blocks};
-pub use report::CheckReport;
+pub use report::{CheckReport, Message};
 use walk::Walk;
 
 /// What a check may change.
@@ -101,9 +103,13 @@ async fn examine(file: &Edge, header: &Header, fix: Fix) -> Result<CheckReport> 
 /// Repairs, and says what was found and what was done. Flags are looked at when the refcounts are in
 /// order, because that is what they are about.
 async fn mend(file: &Edge, header: &Header, repair: Repair) -> Result<CheckReport> {
-    let (walk, blocks) = refcounts(file, header, Fix::Nothing).await?;
-    let (mut found, must_rebuild) = (walk.report, blocks.must_rebuild);
-    let done = match repair {
+    let (mut walk, blocks) = refcounts(file, header, Fix::Nothing).await?;
+    let must_rebuild = blocks.must_rebuild;
+    if repair == Repair::All && walk.report.check_errors == 0 {
+        misplaced::empty_entries(&mut walk).await?;
+    }
+    let mut found = walk.report;
+    let mut done = match repair {
         _ if found.check_errors != 0 => return Ok(found),
         // Nothing can be freed safely on the word of structures that are broken.
         Repair::Leaks if must_rebuild => return Ok(found),
@@ -112,17 +118,22 @@ async fn mend(file: &Edge, header: &Header, repair: Repair) -> Result<CheckRepor
             let mut walk = Walk::new(file, header);
             walk.references().await?;
             let header = rebuild::rebuild(&walk).await?;
-            found.messages.push("Rebuilding refcount structure".to_owned());
             let mut done = examine(file, &header, Fix::All).await?;
             done.corruptions_fixed += found.corruptions.saturating_sub(done.corruptions);
             done.leaks_fixed += found.leaks.saturating_sub(done.leaks);
+            found.messages.push(Message::Repair("Rebuilding refcount structure".to_owned()));
             done
         }
-        Repair::All => examine(file, header, Fix::All).await?,
+        Repair::All => {
+            let mut done = examine(file, header, Fix::All).await?;
+            done.corruptions_fixed += found.corruptions_fixed;
+            done
+        }
     };
     file.flush().await?;
-    found.messages.extend(done.messages.into_iter().filter(|text| text.starts_with("Repairing")));
-    Ok(CheckReport { messages: found.messages, ..done })
+    done.messages.retain(|message| matches!(message, Message::Repair(_)));
+    done.messages.splice(0..0, found.messages);
+    Ok(done)
 }
 
 /// The image is in order again: others may write to it.

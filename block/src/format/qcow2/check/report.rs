@@ -1,7 +1,30 @@
 //! What a check found.
 
-/// Most findings that are kept as text; the numbers count all.
+use std::fmt;
+
+/// Most findings and repairs that are kept as text; the numbers count all.
 const MAX_MESSAGES: usize = 1000;
+
+/// One finding, or what was done about one. Its display is the line that `qemu-img check` prints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Something that is wrong or could not be checked.
+    Error(String),
+    /// A cluster that nobody uses.
+    Leak(String),
+    /// What has been put right.
+    Repair(String),
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Message::Error(text) => write!(f, "ERROR {text}"),
+            Message::Leak(text) => write!(f, "Leaked {text}"),
+            Message::Repair(text) => f.write_str(text),
+        }
+    }
+}
 
 /// What a check found, with the numbers of `qemu-img check`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +50,7 @@ pub struct CheckReport {
     /// End of the last cluster in use, in bytes.
     pub image_end_offset: u64,
     /// The first findings and repairs, for people.
-    pub messages: Vec<String>,
+    pub messages: Vec<Message>,
 }
 
 impl CheckReport {
@@ -38,32 +61,32 @@ impl CheckReport {
 
     pub(super) fn corrupt(&mut self, text: impl Into<String>) {
         self.corruptions += 1;
-        self.say("ERROR", text);
+        self.say(Message::Error(text.into()));
     }
 
     pub(super) fn leak(&mut self, text: impl Into<String>) {
         self.leaks += 1;
-        self.say("Leaked", text);
+        self.say(Message::Leak(text.into()));
     }
 
     pub(super) fn repair_corruption(&mut self, text: impl Into<String>) {
         self.corruptions_fixed += 1;
-        self.say("Repairing", text);
+        self.say(Message::Repair(format!("Repairing {}", text.into())));
     }
 
     pub(super) fn repair_leak(&mut self, text: impl Into<String>) {
         self.leaks_fixed += 1;
-        self.say("Repairing", text);
+        self.say(Message::Repair(format!("Repairing {}", text.into())));
     }
 
     pub(super) fn fail(&mut self, text: impl Into<String>) {
         self.check_errors += 1;
-        self.say("ERROR", text);
+        self.say(Message::Error(text.into()));
     }
 
-    fn say(&mut self, what: &str, text: impl Into<String>) {
+    fn say(&mut self, message: Message) {
         if self.messages.len() < MAX_MESSAGES {
-            self.messages.push(format!("{what} {}", text.into()));
+            self.messages.push(message);
         }
     }
 }

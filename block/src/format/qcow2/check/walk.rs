@@ -12,6 +12,7 @@ use super::super::geometry::Geometry;
 use super::super::header::{Header, MAX_L1_BYTES, Table};
 use super::super::snapshot::load_snapshots;
 use super::counts::Counts;
+use super::misplaced;
 use super::report::CheckReport;
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,6 +28,8 @@ pub(super) struct Walk<'a> {
     pub(super) file_len: u64,
     pub(super) counts: Counts,
     pub(super) report: CheckReport,
+    /// L2 tables with entries that [`super::misplaced`] is for, and how often they are used.
+    pub(super) misplaced: Vec<(u64, u64)>,
     l1_tables: BTreeMap<(u64, u32), Uses>,
     l2_tables: BTreeMap<u64, Uses>,
 }
@@ -53,6 +56,7 @@ impl<'a> Walk<'a> {
             file_len: file.len(),
             counts: Counts::default(),
             report,
+            misplaced: Vec::new(),
             l1_tables: BTreeMap::new(),
             l2_tables: BTreeMap::new(),
         }
@@ -229,7 +233,13 @@ impl<'a> Walk<'a> {
             let cluster = match entry.decode(geometry) {
                 Ok(cluster) => cluster,
                 Err(error) => {
-                    self.report.corrupt(error.to_string());
+                    if entry.is_misplaced_reserve(geometry) {
+                        self.report.corrupt(misplaced::text(entry));
+                        self.misplaced.push((offset, uses.times));
+                        self.misplaced.dedup();
+                    } else {
+                        self.report.corrupt(error.to_string());
+                    }
                     // Whatever it is meant to be, nobody else may have those clusters.
                     if let Some(host) = entry.host_bits(geometry) {
                         self.count(host, geometry.cluster_size(), uses.times)?;
