@@ -3,7 +3,6 @@
 //! - [`command`] and [`event`] declare everything that crosses QMP, once: the Rust types, their JSON
 //!   form and the schema that clients read come from the same lines ([`schema`]).
 //! - [`interface`] says which of them an endpoint offers: one with a guest, or one with disks only.
-//! - [`keyval`] reads the same arguments from a command line.
 //! - [`qmp`] is the server without sockets: [`qmp::Server`] holds a [`qmp::Session`] for each client.
 //! - A [`Controller`] carries commands out: the machine, or a fake in tests.
 //! - [`client`] is a blocking client, [`cli`] the subcommands of `ferry` that use it.
@@ -95,7 +94,6 @@ pub mod command;
 pub mod error;
 pub mod event;
 pub mod interface;
-pub mod keyval;
 pub mod qmp;
 pub mod schema;
 #[cfg(any(test, feature = "testing"))]

@@ -57,6 +57,7 @@ pub use io_thread::{IoThread, IoThreadOptions};
 pub use node::{AttachedBitmap, BitmapUse, BlockNode, BlockStats, NodeOptions, OpStats};
 pub use notify::Notify;
 pub use open::{
-    BlockdevOptions, BlockdevRef, CacheOptions, DetectZeroes, DiscardMode, DriverOptions, json_name,
+    BlockdevOptions, BlockdevRef, CacheOptions, DetectZeroes, DiscardMode, DriverOptions,
+    json_name, keyval,
 };
 pub use ranges::{RangeGuard, RangeLocks};

@@ -1,6 +1,6 @@
 //! Lists of `key=value`, as `-o`, `--image-opts` and `--object` take them.
 
-use ferry_api::keyval::split;
+use ferry_block::keyval::{place, split};
 use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
@@ -45,23 +45,12 @@ const TEXT: [&str; 14] = [
 
 /// `driver=qcow2,file.filename=x` as the JSON object that QMP would be given.
 pub(crate) fn object(text: &str) -> Result<Value> {
-    let mut root = Map::new();
+    let mut members = Map::new();
     for (key, value) in pairs(text) {
-        let mut place = &mut root;
-        let mut names = key.split('.').peekable();
-        while let Some(name) = names.next() {
-            if names.peek().is_none() {
-                place.insert(name.to_owned(), scalar(name, &value));
-                break;
-            }
-            let child = place.entry(name).or_insert_with(|| Value::Object(Map::new()));
-            let Value::Object(child) = child else {
-                return Err(Failure::new(format!("Parameters '{name}' and '{key}' do not mix")));
-            };
-            place = child;
-        }
+        let name = key.rsplit('.').next().unwrap_or_default();
+        place(&mut members, &key, scalar(name, &value))?;
     }
-    Ok(Value::Object(root))
+    Ok(Value::Object(members))
 }
 
 fn scalar(name: &str, value: &str) -> Value {

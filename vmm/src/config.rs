@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use ferry_api::keyval;
+use ferry_block::keyval;
 
 use crate::error::{Error, Result};
 

@@ -4,8 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Deepest nesting that dots in a member's name can make.
-const MAX_DEPTH: usize = 64;
+use super::keyval::place;
 
 /// The options of a name that starts with `json:`; `None` for all other names.
 ///
@@ -27,7 +26,7 @@ fn parse(text: &str) -> Result<Value> {
         serde_json::from_str(&plain_json(text)).map_err(|error| refuse(error.to_string()))?;
     let mut root = Map::new();
     for (key, value) in members {
-        insert(&mut root, &key, value).map_err(refuse)?;
+        place(&mut root, &key, value).map_err(|error| refuse(error.to_string()))?;
     }
     Ok(Value::Object(root))
 }
@@ -57,31 +56,6 @@ fn plain_json(text: &str) -> String {
         }
     }
     plain
-}
-
-/// Puts a member where the dots in its name say.
-fn insert(
-    members: &mut Map<String, Value>,
-    key: &str,
-    value: Value,
-) -> std::result::Result<(), String> {
-    let parts: Vec<&str> = key.split('.').collect();
-    if parts.len() > MAX_DEPTH {
-        return Err(format!("a member's name has more than {MAX_DEPTH} parts"));
-    }
-    let (last, above) = parts.split_last().unwrap_or((&key, &[]));
-    let mut place = members;
-    for part in above {
-        let below = place.entry(*part).or_insert_with(|| Value::Object(Map::new()));
-        let Value::Object(below) = below else {
-            return Err(format!("'{part}' and '{key}' contradict each other"));
-        };
-        place = below;
-    }
-    match place.insert((*last).to_owned(), value) {
-        None => Ok(()),
-        Some(_) => Err(format!("'{key}' is said twice")),
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod above;
 mod json_name;
+pub mod keyval;
 mod options;
 
 use crate::driver::{BlockDriver, LocalBoxFuture};

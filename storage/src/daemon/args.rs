@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use ferry_api::QmpError;
 use ferry_api::command::{BlockExportOptions, BlockdevOptions, NbdServerOptions, ObjectOptions};
-use ferry_api::{QmpError, keyval};
+use ferry_block::keyval::split;
 
+use super::keyval;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Serve disks without a guest: nodes, jobs and exports, controlled by QMP
@@ -101,7 +103,7 @@ fn qmp(text: &str) -> std::result::Result<PathBuf, QmpError> {
 /// A character device: its id and the path of its socket.
 fn chardev(text: &str) -> std::result::Result<(String, PathBuf), QmpError> {
     let (mut id, mut path, mut server) = (None, None, false);
-    for (index, part) in keyval::split(text).into_iter().enumerate() {
+    for (index, part) in split(text).into_iter().enumerate() {
         // A name by itself switches something on, and with `no` before it off.
         let (key, value) = part.split_once('=').unwrap_or((&part, "on"));
         match (key, value) {
@@ -123,7 +125,7 @@ fn chardev(text: &str) -> std::result::Result<(String, PathBuf), QmpError> {
 
 fn monitor(text: &str, chardevs: &[(String, PathBuf)]) -> std::result::Result<PathBuf, QmpError> {
     let mut path = None;
-    for (index, part) in keyval::split(text).into_iter().enumerate() {
+    for (index, part) in split(text).into_iter().enumerate() {
         let pair = part.split_once('=');
         let pair = pair.or((index == 0).then_some(("chardev", part.as_str())));
         match pair {

@@ -4,6 +4,7 @@
 
 mod args;
 mod detach;
+mod keyval;
 mod pidfile;
 
 use std::cell::RefCell;

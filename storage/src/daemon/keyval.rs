@@ -1,19 +1,15 @@
 //! QMP's arguments on a command line: JSON, or `key=value,...` with dots for members of members.
 //!
 //! `driver=raw,node-name=d0,file.driver=file,file.filename=/x` and
-//! `bitmaps.0=a,bitmaps.1=b` say the same as the JSON with those members. A comma inside a value is
-//! written twice. A value is text; what it stands for follows from the description of the type.
+//! `bitmaps.0=a,bitmaps.1=b` say the same as the JSON with those members. A value is text; what it
+//! stands for follows from the description of the type.
 
+use ferry_api::QmpError;
+use ferry_api::schema::{Described, Object, Type, validate};
+use ferry_block::keyval::{place, split};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::{
-    error::QmpError,
-    schema::{Described, Object, Type, validate},
-};
-
-/// Deepest nesting of members.
-const MAX_DEPTH: usize = 64;
 /// Longest list.
 const MAX_ELEMENTS: usize = 1024;
 
@@ -21,7 +17,10 @@ const MAX_ELEMENTS: usize = 1024;
 ///
 /// # Errors
 /// What is wrong, as a QMP client would be told.
-pub fn parse<T: Described + DeserializeOwned>(text: &str, implied: &str) -> Result<T, QmpError> {
+pub(super) fn parse<T: Described + DeserializeOwned>(
+    text: &str,
+    implied: &str,
+) -> Result<T, QmpError> {
     let value = if text.starts_with('{') {
         serde_json::from_str(text).map_err(QmpError::json_syntax)?
     } else {
@@ -31,22 +30,6 @@ pub fn parse<T: Described + DeserializeOwned>(text: &str, implied: &str) -> Resu
     validate(T::describe(), members)?;
     serde_json::from_value(value)
         .map_err(|error| QmpError::generic(format!("cannot be understood: {error}")))
-}
-
-/// The parts between single commas, in which double ones have become one.
-pub fn split(text: &str) -> Vec<String> {
-    let mut parts = Vec::new();
-    let mut part = String::new();
-    let mut chars = text.chars().peekable();
-    while let Some(char) = chars.next() {
-        if char != ',' || chars.next_if_eq(&',').is_some() {
-            part.push(char);
-        } else {
-            parts.push(std::mem::take(&mut part));
-        }
-    }
-    parts.push(part);
-    parts
 }
 
 /// Objects of objects of texts.
@@ -60,30 +43,10 @@ fn pairs(text: &str, implied: &str) -> Result<Map<String, Value>, QmpError> {
                 return Err(QmpError::generic(format!("Expected '=' after parameter '{part}'")));
             }
         };
-        insert(&mut members, key, value)?;
+        place(&mut members, key, value.into())
+            .map_err(|error| QmpError::generic(error.to_string()))?;
     }
     Ok(members)
-}
-
-fn insert(members: &mut Map<String, Value>, key: &str, value: &str) -> Result<(), QmpError> {
-    let parts: Vec<&str> = key.split('.').collect();
-    if parts.len() > MAX_DEPTH || parts.iter().any(|part| part.is_empty()) {
-        return Err(QmpError::generic(format!("Invalid parameter '{key}'")));
-    }
-    let mut at = members;
-    for part in &parts[..parts.len() - 1] {
-        let below = at.entry(*part).or_insert_with(|| Value::Object(Map::new()));
-        let Value::Object(below) = below else {
-            let text = format!("Parameters '{part}.*' used inconsistently");
-            return Err(QmpError::generic(text));
-        };
-        at = below;
-    }
-    // Said twice, the last one counts.
-    if let Some(last) = parts.last() {
-        at.insert((*last).to_owned(), Value::String(value.to_owned()));
-    }
-    Ok(())
 }
 
 /// Makes of texts what `ty` has in their places. What cannot be made stays, for the check to name.
