@@ -58,6 +58,6 @@ pub use node::{AttachedBitmap, BitmapUse, BlockNode, BlockStats, NodeOptions, Op
 pub use notify::Notify;
 pub use open::{
     BlockdevOptions, BlockdevRef, CacheOptions, DetectZeroes, DiscardMode, DriverOptions,
-    json_name, keyval,
+    json_name, keyval, protocol_name,
 };
 pub use ranges::{RangeGuard, RangeLocks};

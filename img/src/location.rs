@@ -1,7 +1,6 @@
 //! What a person writes to name an image: a path, an NBD address, or options.
 
-use ferry_block::protocol::nbd::NbdOptions;
-use ferry_block::{BlockdevOptions, json_name};
+use ferry_block::{BlockdevOptions, json_name, protocol_name};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Result};
@@ -19,7 +18,8 @@ pub(crate) enum Location {
 }
 
 impl Location {
-    /// Reads a name as `qemu-img` does: `json:{...}`, `nbd:...`, an NBD URI, `file:path`, or a path.
+    /// Reads a name as `qemu-img` does: `json:{...}`, `file:path`, a path, or what
+    /// [`protocol_name`] knows.
     pub(crate) fn parse(name: &str) -> Result<Location> {
         if let Some(options) = json_name(name) {
             let mut options = options?;
@@ -39,8 +39,8 @@ impl Location {
         if let Some(path) = name.strip_prefix("file:") {
             return Ok(Location::File(path.to_owned()));
         }
-        if let Some(options) = NbdOptions::from_filename(name) {
-            return Ok(Location::Protocol(nbd(&options?)?));
+        if let Some(options) = protocol_name(name) {
+            return Ok(Location::Protocol(options?));
         }
         match name.split_once(':') {
             Some((protocol, _)) if is_protocol(protocol) => {
@@ -83,13 +83,6 @@ pub(crate) fn blockdev(options: Value) -> Result<BlockdevOptions> {
 fn is_protocol(text: &str) -> bool {
     !text.is_empty()
         && text.chars().all(|char| char.is_ascii_alphanumeric() || "+-.".contains(char))
-}
-
-/// An export as JSON options.
-fn nbd(options: &NbdOptions) -> Result<Value> {
-    let mut options = serde_json::to_value(options).map_err(|e| Failure::new(e.to_string()))?;
-    options["driver"] = "nbd".into();
-    Ok(options)
 }
 
 #[cfg(test)]

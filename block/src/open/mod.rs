@@ -4,6 +4,7 @@ mod above;
 mod json_name;
 pub mod keyval;
 mod options;
+mod protocol_name;
 
 use crate::driver::{BlockDriver, LocalBoxFuture};
 use crate::edge::ChildRole;
@@ -17,6 +18,7 @@ pub use json_name::json_name;
 pub use options::{
     BlockdevOptions, BlockdevRef, CacheOptions, DetectZeroes, DiscardMode, DriverOptions,
 };
+pub use protocol_name::protocol_name;
 
 /// Deepest nesting of nodes in one set of options, backing files included.
 const MAX_DEPTH: usize = 200;

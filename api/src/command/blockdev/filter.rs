@@ -166,6 +166,8 @@ object! {
     pub struct BlkdebugOptions {
         /// The node below.
         image: BlockdevRef = "image",
+        /// Path of a file with further rules.
+        config: Option<String> = "config",
         /// Alignment that requests must have.
         align: Option<i64> = "align",
         /// Longest request.

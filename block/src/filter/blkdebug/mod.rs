@@ -1,6 +1,7 @@
 //! The `blkdebug` filter: makes requests fail, wait or stop, addressed by operation, range, count
 //! and moment.
 
+mod config;
 mod options;
 mod rules;
 
@@ -17,13 +18,20 @@ use crate::node::BlockNode;
 use crate::notify::Notify;
 use crate::open::Opening;
 
+use config::Config;
 pub use options::{BlkdebugOptions, Event, InjectError, IoType, PermName, SetState};
 use rules::{Effect, Rules};
 
 impl BlkdebugOptions {
     pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<BlockNode> {
         let image = opening.child(&self.image, ChildRole::Filtered).await?;
-        opening.add(BlkdebugDriver::new(opening.graph(), &image, self)?).await
+        let mut options = self.clone();
+        if let Some(path) = &self.config {
+            let more = Config::load(opening.graph().executor(), path).await?;
+            options.inject_error.splice(0..0, more.inject_error);
+            options.set_state.splice(0..0, more.set_state);
+        }
+        opening.add(BlkdebugDriver::new(opening.graph(), &image, &options)?).await
     }
 
     /// The limits that it pretends to have.

@@ -119,6 +119,8 @@ pub enum PermName {
 pub struct BlkdebugOptions {
     /// The node below.
     pub image: BlockdevRef,
+    /// Path of a file with further rules, which come before the others.
+    pub config: Option<String>,
     /// Alignment of requests that it pretends to need, bytes.
     pub align: Option<u32>,
     /// Longest transfer that it pretends to take, bytes.
@@ -150,6 +152,7 @@ impl BlkdebugOptions {
     pub fn new(image: BlockdevRef) -> BlkdebugOptions {
         BlkdebugOptions {
             image,
+            config: None,
             align: None,
             max_transfer: None,
             opt_write_zero: None,

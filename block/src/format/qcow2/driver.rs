@@ -14,7 +14,7 @@ use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
 use crate::edge::{Edge, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::nbd::NbdOptions;
+use crate::open::protocol_name;
 
 /// Longest write of zeroes or discard in one call, bytes: a bound on the work between two others.
 const MAX_ZEROES: u64 = 1 << 40;
@@ -47,7 +47,7 @@ impl Qcow2Driver {
     /// The name of the backing file that the image gives, seen from the working directory.
     pub fn full_backing_file(&self) -> Option<String> {
         let name = self.image.header.borrow().backing_file.clone()?;
-        if name.starts_with("json:") || NbdOptions::from_filename(&name).is_some() {
+        if name.starts_with("json:") || protocol_name(&name).is_some() {
             return Some(name);
         }
         let image = self.image.file.node().filename();

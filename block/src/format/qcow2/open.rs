@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::driver::Qcow2Driver;
 use super::header::Header;
 use super::image::{Behaviour, Below, Image, Witness};
@@ -13,8 +15,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{PROBED_BYTES, recognise};
 use crate::job::JobRegistry;
 use crate::node::BlockNode;
-use crate::open::{BlockdevOptions, BlockdevRef, DiscardMode, DriverOptions, Opening, json_name};
-use crate::protocol::nbd::NbdOptions;
+use crate::open::{
+    BlockdevOptions, BlockdevRef, DiscardMode, DriverOptions, Opening, json_name, protocol_name,
+};
 
 /// Seconds after which an unused part of the cache is given up, QEMU's default.
 const CLEAN_INTERVAL: u64 = 600;
@@ -133,13 +136,10 @@ async fn backing_options(
     format: Option<&str>,
 ) -> Result<(BlockdevRef, Option<BlockNode>)> {
     if let Some(options) = json_name(name) {
-        let options = serde_json::from_value(options?).map_err(|error| {
-            Error::new(ErrorKind::InvalidArgument, format!("the backing file '{name}': {error}"))
-        })?;
-        return Ok((BlockdevRef::nested(options), None));
+        return Ok((BlockdevRef::nested(from_json(name, options?)?), None));
     }
-    let file = match NbdOptions::from_filename(name) {
-        Some(options) => BlockdevOptions::new(DriverOptions::Nbd(options?)),
+    let file = match protocol_name(name) {
+        Some(options) => from_json(name, options?)?,
         None => BlockdevOptions::file(beside(image, name)?),
     };
     let (file, format, probed) = match format {
@@ -161,6 +161,12 @@ async fn backing_options(
         }
     };
     Ok((BlockdevRef::nested(options), probed))
+}
+
+fn from_json(name: &str, options: Value) -> Result<BlockdevOptions> {
+    serde_json::from_value(options).map_err(|error| {
+        Error::new(ErrorKind::InvalidArgument, format!("the backing file '{name}': {error}"))
+    })
 }
 
 /// The format of a file that nobody will write: only then may its content decide.
