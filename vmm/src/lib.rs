@@ -6,6 +6,7 @@ pub mod console;
 mod control;
 pub mod error;
 pub mod exit;
+pub mod exports;
 pub mod kvm;
 pub mod lifecycle;
 pub mod machine;

@@ -9,6 +9,7 @@ use ferry_api::cli::{self, ClientCommand};
 use ferry_img::ImgCommand;
 use ferry_storage::StorageArgs;
 use ferry_vmm::config::RunArgs;
+use ferry_vmm::exports;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
             ExitCode::from(ending.status())
         }
         Command::Img(command) => ferry_img::run(&command),
-        Command::Storage(arguments) => match ferry_storage::serve(*arguments) {
+        Command::Storage(arguments) => match ferry_storage::serve(*arguments, exports::KINDS) {
             Ok(ending) => ExitCode::from(ending.status()),
             Err(error) => {
                 say(&error);

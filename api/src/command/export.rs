@@ -82,6 +82,20 @@ union! {
     pub enum BlockExportKind {
         /// By the NBD server that `nbd-server-start` started.
         Nbd(BlockExportOptionsNbd) = "nbd",
+        /// As a disk for a guest of another monitor.
+        VhostUserBlk(BlockExportOptionsVhostUserBlk) = "vhost-user-blk",
+    }
+}
+
+object! {
+    /// Options of a vhost-user-blk export.
+    pub struct BlockExportOptionsVhostUserBlk {
+        /// Where to listen: a socket of type unix.
+        addr: SocketAddress = "addr",
+        /// Bytes of a logical block (default 512).
+        logical_block_size: Option<u32> = "logical-block-size",
+        /// How many queues the guest may use (default 1).
+        num_queues: Option<u32> = "num-queues",
     }
 }
 
@@ -115,6 +129,8 @@ enumeration! {
     pub enum BlockExportType {
         /// NBD.
         Nbd = "nbd",
+        /// A disk for a guest of another monitor.
+        VhostUserBlk = "vhost-user-blk",
     }
 }
 

@@ -4,6 +4,7 @@
 mod bitmaps;
 mod drain;
 mod edit;
+mod export;
 mod internal;
 mod ownership;
 mod perms;

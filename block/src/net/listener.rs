@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ const BACKLOG: i32 = 128;
 const EXHAUSTED_DELAY: Duration = Duration::from_millis(100);
 
 /// A listening socket. One in the file system is removed with it.
-pub(crate) struct Listener {
+pub struct Listener {
     executor: Executor,
     raw: Raw,
     address: SocketAddress,
@@ -29,7 +30,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Listens. A socket in the file system that nobody removed is replaced.
-    pub(crate) async fn bind(executor: &Executor, address: &SocketAddress) -> Result<Listener> {
+    pub async fn bind(executor: &Executor, address: &SocketAddress) -> Result<Listener> {
         let failed =
             |error: io::Error| Error::from_io(error, format!("Failed to bind socket to {address}"));
         let candidates = match address {
@@ -57,15 +58,29 @@ impl Listener {
     }
 
     /// Where it listens, with the port that the host chose.
-    pub(crate) fn address(&self) -> &SocketAddress {
+    pub fn address(&self) -> &SocketAddress {
         &self.address
     }
 
     /// The next connection. Errors of the host are waited out: they pass.
     pub(crate) async fn accept(&self) -> Result<Stream> {
+        let stream =
+            |raw| Socket::new(raw, true).and_then(|socket| Stream::new(&self.executor, socket));
+        self.accept_as(stream).await
+    }
+
+    /// The same for protocols that pass descriptors. The socket does not block.
+    pub async fn accept_unix(&self) -> Result<UnixStream> {
+        let stream = |raw: Raw| {
+            raw.set_nonblocking(true)?;
+            Ok(UnixStream::from(OwnedFd::from(raw)))
+        };
+        self.accept_as(stream).await
+    }
+
+    async fn accept_as<S>(&self, make: impl Fn(Raw) -> io::Result<S>) -> Result<S> {
         loop {
-            let accepted = self.raw.accept().and_then(|(raw, _)| Socket::new(raw, true));
-            match accepted.and_then(|socket| Stream::new(&self.executor, socket)) {
+            match self.raw.accept().and_then(|(raw, _)| make(raw)) {
                 Ok(stream) => return Ok(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.executor.readable(self.raw.as_raw_fd()).await?;

@@ -14,13 +14,14 @@ use std::io;
 use crate::error::{Error, ErrorKind};
 
 pub use address::SocketAddress;
+pub use listener::Listener;
 pub use tls::{TlsCreds, TlsCredsOptions, TlsEndpoint, no_psk};
 
 pub(crate) use connect::connect;
-pub(crate) use listener::Listener;
 pub(crate) use outbox::Outbox;
 pub(crate) use stream::Stream;
-pub(crate) use timeout::{Raced, race, within};
+pub use timeout::within;
+pub(crate) use timeout::{Raced, race};
 
 /// A connection that broke.
 pub(crate) fn lost(error: io::Error) -> Error {

@@ -29,7 +29,7 @@ pub(crate) async fn race<A, B>(
 }
 
 /// The result of `future`, or `None` if it takes longer than `limit`; then it is dropped.
-pub(crate) async fn within<T>(
+pub async fn within<T>(
     executor: &Executor,
     limit: Duration,
     future: impl Future<Output = T>,

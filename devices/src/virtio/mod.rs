@@ -41,6 +41,15 @@ pub use transport::Interrupt;
 /// A future of the control side: what it waits for happens on another thread.
 pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// How the half of a device that lives on the I/O thread reaches its driver.
+pub trait DriverSignal {
+    /// Queue `index` has used buffers, and the driver wants to know (virtio 1.2, section 2.7.7.2).
+    fn queue(&self, index: u16);
+
+    /// The driver broke the device, which does not go on until it is reset (section 2.1.2).
+    fn needs_reset(&self);
+}
+
 /// What a device gets from its transport, once, before anything else.
 #[derive(Debug)]
 pub struct DeviceLink {

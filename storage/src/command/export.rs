@@ -9,11 +9,13 @@ use ferry_api::command::{
     NbdServerRemove, NbdServerStart, SocketAddress,
 };
 use ferry_block::job::{BlockEvent, JobRegistry};
-use ferry_block::nbd::{ExportOptions, RemoveMode, Server, ServerOptions};
+use ferry_block::nbd::{ExportInfo, ExportOptions, RemoveMode, Server, ServerOptions};
 use ferry_block::net::{TlsCreds, TlsEndpoint};
 use ferry_block::{BlockGraph, Error, ErrorKind};
 
+use super::other_export::OtherExports;
 use super::{Result, Storage, carry_over};
+use crate::export_kind::VhostUserBlkOptions;
 
 /// The NBD server of a graph, while there is one.
 #[derive(Default)]
@@ -65,7 +67,7 @@ impl Storage {
     pub(super) async fn nbd_server_stop(&self) -> Result<()> {
         let stop = |graph: BlockGraph| async move {
             NbdServer::of(&graph)?;
-            close_exports(&graph).await
+            stop_nbd_server(&graph).await
         };
         self.on_graph(stop).await
     }
@@ -109,11 +111,49 @@ impl Storage {
 
     /// `block-export-add`
     pub(crate) async fn block_export_add(&self, arguments: BlockExportOptions) -> Result<()> {
-        let options = export_options(arguments)?;
+        let BlockExportOptions { id, node_name, writable, writethrough, kind } = arguments;
+        let (writable, writethrough) = (writable == Some(true), writethrough == Some(true));
+        match kind {
+            BlockExportKind::Nbd(nbd) => {
+                let options =
+                    ExportOptions { writable, writethrough, ..nbd_options(id, node_name, nbd)? };
+                self.nbd_export_add(options).await
+            }
+            BlockExportKind::VhostUserBlk(blk) => {
+                let options = VhostUserBlkOptions {
+                    id,
+                    node_name,
+                    address: carry_over(&blk.addr)?,
+                    writable,
+                    writethrough,
+                    block_size: blk.logical_block_size.unwrap_or(512),
+                    // Too many are refused, and this is far too many.
+                    queues: u16::try_from(blk.num_queues.unwrap_or(1)).unwrap_or(u16::MAX),
+                };
+                self.vhost_user_blk_add(options).await
+            }
+        }
+    }
+
+    async fn nbd_export_add(&self, options: ExportOptions) -> Result<()> {
         let add = |graph: BlockGraph| async move {
             let server = NbdServer::of(&graph)?;
             super::blockdev::find(&graph, None, Some(&options.node_name))?;
+            OtherExports::of(&graph).check_new(&options.id)?;
             server.add(options).await
+        };
+        self.on_graph(add).await
+    }
+
+    async fn vhost_user_blk_add(&self, options: VhostUserBlkOptions) -> Result<()> {
+        let start = self.kinds.vhost_user_blk;
+        let add = move |graph: BlockGraph| async move {
+            super::blockdev::find(&graph, None, Some(&options.node_name))?;
+            if nbd_exports(&graph).iter().any(|export| export.id == options.id) {
+                let context = format!("Block export id '{}' is already in use", options.id);
+                return Err(Error::new(ErrorKind::AlreadyExists, context));
+            }
+            OtherExports::of(&graph).add(&graph, start, options).await
         };
         self.on_graph(add).await
     }
@@ -126,6 +166,10 @@ impl Storage {
         };
         let id = arguments.id;
         let remove = move |graph: BlockGraph| async move {
+            let others = OtherExports::of(&graph);
+            if others.has(&id) {
+                return others.remove(&graph, &id, mode).await;
+            }
             match NbdServer::of(&graph) {
                 Ok(server) => server.remove(&id, mode).await,
                 Err(_) => {
@@ -139,21 +183,30 @@ impl Storage {
     /// `query-block-exports`
     pub(super) async fn query_block_exports(&self) -> Result<Vec<BlockExportInfo>> {
         let list = |graph: BlockGraph| async move {
-            let server = graph.extension(NbdServer::default).0.borrow().clone();
-            Ok(server.map(|server| server.exports()).unwrap_or_default())
+            let nbd = nbd_exports(&graph).into_iter().map(|export| BlockExportInfo {
+                id: export.id,
+                kind: BlockExportType::Nbd,
+                node_name: export.node_name,
+                shutting_down: export.shutting_down,
+            });
+            Ok(nbd.chain(OtherExports::of(&graph).infos()).collect())
         };
-        let exports = self.on_graph(list).await?.into_iter().map(|export| BlockExportInfo {
-            id: export.id,
-            kind: BlockExportType::Nbd,
-            node_name: export.node_name,
-            shutting_down: export.shutting_down,
-        });
-        Ok(exports.collect())
+        self.on_graph(list).await
     }
+}
+
+fn nbd_exports(graph: &BlockGraph) -> Vec<ExportInfo> {
+    let server = graph.extension(NbdServer::default).0.borrow().clone();
+    server.map(|server| server.exports()).unwrap_or_default()
 }
 
 /// Takes every export away and stops listening, where anybody does.
 pub(crate) async fn close_exports(graph: &BlockGraph) -> ferry_block::Result<()> {
+    let others = OtherExports::of(graph).remove_all(graph).await;
+    stop_nbd_server(graph).await.and(others)
+}
+
+async fn stop_nbd_server(graph: &BlockGraph) -> ferry_block::Result<()> {
     let server = graph.extension(NbdServer::default).0.take();
     match server {
         Some(server) => server.stop().await,
@@ -161,9 +214,8 @@ pub(crate) async fn close_exports(graph: &BlockGraph) -> ferry_block::Result<()>
     }
 }
 
-fn export_options(from: BlockExportOptions) -> Result<ExportOptions> {
-    let BlockExportKind::Nbd(nbd) = from.kind;
-    let mut options = ExportOptions::new(from.id, from.node_name);
+fn nbd_options(id: String, node_name: String, nbd: BlockExportOptionsNbd) -> Result<ExportOptions> {
+    let mut options = ExportOptions::new(id, node_name);
     for bitmap in nbd.bitmaps.unwrap_or_default() {
         options.bitmaps.push(match bitmap {
             BlockDirtyBitmapOrStr::Local(name) => name,
@@ -178,8 +230,6 @@ fn export_options(from: BlockExportOptions) -> Result<ExportOptions> {
     }
     options.name = nbd.name;
     options.description = nbd.description;
-    options.writable = from.writable == Some(true);
-    options.writethrough = from.writethrough == Some(true);
     options.allocation_depth = nbd.allocation_depth == Some(true);
     Ok(options)
 }

@@ -8,6 +8,7 @@ mod io_throttle;
 mod job;
 mod kept;
 mod object;
+mod other_export;
 mod query;
 mod snapshot;
 mod transaction;
@@ -25,6 +26,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::events;
+use crate::export_kind::ExportKinds;
 use bitmap::Change;
 use image_info::Depth;
 use job::{Family, Verb};
@@ -36,12 +38,13 @@ type Result<T> = std::result::Result<T, QmpError>;
 #[derive(Clone)]
 pub struct Storage {
     blocks: BlockHandle,
+    kinds: ExportKinds,
 }
 
 impl Storage {
-    /// Takes commands for the graph behind `blocks`.
-    pub fn new(blocks: BlockHandle) -> Storage {
-        Storage { blocks }
+    /// Takes commands for the graph behind `blocks`. Besides NBD there are these kinds of exports.
+    pub fn new(blocks: BlockHandle, kinds: ExportKinds) -> Storage {
+        Storage { blocks, kinds }
     }
 
     /// Gives `sink` every event of the graph from now on, on the graph's thread.

@@ -26,7 +26,9 @@ pub struct StorageArgs {
     /// addr.type=inet,addr.host=HOST,addr.port=PORT, and if wanted tls-creds=ID, max-connections=N
     #[arg(long, value_name = "OPTIONS")]
     pub nbd_server: Option<String>,
-    /// Export a node: nbd,id=ID,node-name=NODE, and if wanted name=NAME, writable=on, bitmaps.0=NAME
+    /// Export a node: nbd,id=ID,node-name=NODE, and if wanted name=NAME, writable=on, bitmaps.0=NAME; or
+    /// to a guest of another monitor: vhost-user-blk,id=ID,node-name=NODE,addr.type=unix,addr.path=SOCKET,
+    /// and if wanted writable=on, num-queues=N, logical-block-size=BYTES
     #[arg(long, value_name = "OPTIONS")]
     pub export: Vec<String>,
     /// Listen for QMP clients on this socket: unix:PATH or PATH

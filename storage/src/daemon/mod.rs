@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::command::Storage;
 use crate::error::{Error, ErrorKind, Result};
+use crate::export_kind::ExportKinds;
 use crate::monitor::{Listener, Monitor};
 use crate::signals::Signals;
 
@@ -55,12 +56,12 @@ impl Ending {
     }
 }
 
-/// Serves disks until somebody ends it.
+/// Serves disks until somebody ends it. Besides NBD there are these kinds of exports.
 ///
 /// # Errors
 /// The command line or something that it names cannot be used, or in the end something could not be
 /// made durable.
-pub fn serve(args: StorageArgs) -> Result<Ending> {
+pub fn serve(args: StorageArgs, kinds: ExportKinds) -> Result<Ending> {
     let plan = Plan::try_from(args)?;
     let ready = if plan.daemonize {
         match detach::fork()? {
@@ -79,7 +80,7 @@ pub fn serve(args: StorageArgs) -> Result<Ending> {
     // depth 1 costs 28 us of processor time instead of 46.
     let options = IoThreadOptions { poll_max_ns: 0, ..IoThreadOptions::default() };
     let disks = IoThread::spawn("disks", options).map_err(host)?;
-    let daemon = Daemon::new(executor.clone(), Storage::new(disks.handle()));
+    let daemon = Daemon::new(executor.clone(), Storage::new(disks.handle(), kinds));
     let ending = executor.block_on(async {
         let started = daemon.start(plan, signals).await;
         let told = started.and_then(|()| ready.map_or(Ok(()), detach::Ready::tell));

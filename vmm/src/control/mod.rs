@@ -83,7 +83,7 @@ impl Control {
         let control = Rc::new_cyclic(|this: &Weak<Control>| Control {
             migrations: Migrations::new(config.incoming.is_some(), config.paused),
             monitor: Monitor::new(executor.clone(), &interface::MACHINE, this.clone()),
-            storage: Storage::new(machine.block()),
+            storage: Storage::new(machine.block(), crate::exports::KINDS),
             executor,
             machine,
             console,

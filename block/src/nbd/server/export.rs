@@ -6,10 +6,9 @@ use std::rc::{Rc, Weak};
 use super::connection::Connection;
 use super::negotiate::Offer;
 use super::{ExportInfo, ExportOptions};
-use crate::backend::{BackendKind, BlockBackend};
+use crate::backend::BlockBackend;
 use crate::bitmap::BitmapState;
-use crate::driver::LocalBoxFuture;
-use crate::edge::{ChildRole, EdgePerms, Perms};
+use crate::edge::ChildRole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
 use crate::nbd::proto::{ALLOCATION_DEPTH, BASE_ALLOCATION, DIRTY_BITMAP, MAX_STRING, export};
@@ -43,7 +42,6 @@ impl Export {
     /// Claims the node for what clients may do. An inactive node that they may write to becomes
     /// active.
     pub(super) async fn new(graph: &BlockGraph, options: ExportOptions) -> Result<Rc<Export>> {
-        let node = graph.device_or_node(&options.node_name)?;
         if let Some(text) = [&options.name, &options.description]
             .into_iter()
             .flatten()
@@ -52,17 +50,8 @@ impl Export {
             let context = format!("export name or description '{text:.32}…' too long");
             return Err(Error::new(ErrorKind::InvalidArgument, context));
         }
-        if options.writable {
-            activate(&node).await?;
-        }
-        let bitmaps = find_bitmaps(&node, &options)?;
-        let needs = if options.writable {
-            Perms::CONSISTENT_READ | Perms::WRITE
-        } else {
-            Perms::CONSISTENT_READ
-        };
-        let perms = EdgePerms { needs, shares: Perms::ALL };
-        let backend = graph.add_backend(BackendKind::Export, &options.id, &node, perms)?;
+        let backend = graph.add_export(&options.id, &options.node_name, options.writable).await?;
+        let bitmaps = find_bitmaps(&backend.node(), &options)?;
         let mut contexts = vec![Context::Allocation];
         for bitmap in bitmaps {
             bitmap.busy.set(true);
@@ -159,20 +148,6 @@ impl Drop for Export {
             }
         }
     }
-}
-
-/// Takes ownership of a node and of what lies below, lowest first. What was taken stays taken when
-/// something above it refuses: owning an image nobody else wants harms nobody.
-fn activate(node: &BlockNode) -> LocalBoxFuture<'_, Result<()>> {
-    Box::pin(async move {
-        if node.is_active() {
-            return Ok(());
-        }
-        for child in node.children() {
-            activate(&child.node()).await?;
-        }
-        node.activate(None).await
-    })
 }
 
 /// The bitmaps to export, looked for on the node and along its chain.

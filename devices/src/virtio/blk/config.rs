@@ -50,6 +50,8 @@ pub struct VirtioBlkConfig {
     pub queues: u16,
     /// Entries of each queue: a power of two from 4 to 1024.
     pub queue_size: u16,
+    /// Bytes of a logical block: a power of two from 512 to 32768. Partition tables count in it.
+    pub block_size: u32,
     /// Whether the write cache is on after a reset. The guest can switch it in either case.
     pub write_cache: bool,
     /// What to do when the disk fails a request.
@@ -64,6 +66,7 @@ impl Default for VirtioBlkConfig {
             read_only: false,
             queues: 1,
             queue_size: 256,
+            block_size: 512,
             write_cache: true,
             on_error: Arc::new(|_failed| ErrorAction::Report),
         }
@@ -79,6 +82,9 @@ pub enum ConfigError {
     /// See [`VirtioBlkConfig::queue_size`].
     #[error("a queue cannot have {0} entries; choose a power of two from 4 to 1024")]
     QueueSize(u16),
+    /// See [`VirtioBlkConfig::block_size`].
+    #[error("a disk cannot have blocks of {0} bytes; choose a power of two from 512 to 32768")]
+    BlockSize(u32),
 }
 
 impl VirtioBlkConfig {
@@ -90,6 +96,9 @@ impl VirtioBlkConfig {
         let possible = self.queue_size.is_power_of_two() && self.queue_size >= 4;
         if !possible || self.queue_size > MAX_QUEUE_SIZE {
             return Err(ConfigError::QueueSize(self.queue_size));
+        }
+        if !self.block_size.is_power_of_two() || !(512..=1 << 15).contains(&self.block_size) {
+            return Err(ConfigError::BlockSize(self.block_size));
         }
         Ok(())
     }
@@ -128,23 +137,24 @@ impl VirtioBlkConfig {
     /// The configuration space.
     pub(super) fn space(&self, limits: &Limits, len: u64, writeback: bool) -> [u8; CONFIG_LEN] {
         let sector = u32::try_from(SECTOR_LEN).unwrap_or(u32::MAX);
-        // The logical block stays one sector whatever the image's alignment is: partition tables count in
+        // The logical block stays what it is whatever the image's alignment is: partition tables count in
         // it, and the image may be mirrored to storage with another. The alignment is only a hint.
-        let physical = limits.request_alignment.clamp(sector, 1 << 16);
-        let physical_exp = physical.ilog2() - sector.ilog2();
+        let logical = self.block_size;
+        let physical = limits.request_alignment.clamp(logical, 1 << 16);
+        let physical_exp = physical.ilog2() - logical.ilog2();
         let size_max = u32::try_from(limits.max_transfer).unwrap_or(u32::MAX);
         let seg_max = usize::from(self.queue_size).min(MAX_CHAIN_LEN) - 2;
         let zero_sectors = limits.max_zeroes / SECTOR_LEN;
         let zero_sectors = u32::try_from(zero_sectors).unwrap_or(u32::MAX).min(MAX_RANGE_SECTORS);
         let ranges = u32::try_from(MAX_RANGES).unwrap_or(u32::MAX);
-        let alignment = limits.discard_granularity.max(sector) / sector;
+        let alignment = limits.discard_granularity.max(logical) / sector;
 
         let mut space = Space { bytes: [0; CONFIG_LEN], end: 0 };
         space.put(&(len / SECTOR_LEN).to_le_bytes());
         space.put(&size_max.to_le_bytes());
         space.put(&u32::try_from(seg_max).unwrap_or(u32::MAX).to_le_bytes());
         space.put(&[0; 4]); // no geometry
-        space.put(&sector.to_le_bytes());
+        space.put(&logical.to_le_bytes());
         // Topology: physical block exponent, alignment offset, minimum and optimal I/O size in blocks.
         space.put(&[u8::try_from(physical_exp).unwrap_or(0), 0]);
         space.put(&u16::try_from(1 << physical_exp).unwrap_or(1).to_le_bytes());

@@ -16,6 +16,7 @@ use super::{
 mod config;
 mod queue;
 mod request;
+mod served;
 mod shared;
 pub mod state;
 #[cfg(test)]
@@ -23,8 +24,8 @@ mod testing;
 mod worker;
 
 pub use config::{ConfigError, ErrorAction, ErrorPolicy, FailedRequest, VirtioBlkConfig};
+pub use served::BlkQueues;
 
-use config::WRITEBACK;
 use request::SECTOR_LEN;
 use shared::Shared;
 use state::{ParkedState, VirtioBlkState};
@@ -163,21 +164,11 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let shared = &self.shared;
-        let space = shared.config().space(&self.limits, shared.len(), shared.writeback());
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, byte) in data.iter_mut().enumerate() {
-            let at = start.checked_add(index);
-            *byte = at.and_then(|at| space.get(at)).copied().unwrap_or(0);
-        }
+        self.shared.read_config(&self.limits, offset, data);
     }
 
-    /// Only the write cache can be switched. The driver may do so once features are agreed, and only if it
-    /// negotiated the switch; we offer it always, so its absence is seen in the features of the queues.
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        if let (WRITEBACK, [value]) = (offset, data) {
-            self.shared.set_writeback(*value != 0);
-        }
+        self.shared.write_config(offset, data);
     }
 
     fn negotiated(&mut self, features: u64) {

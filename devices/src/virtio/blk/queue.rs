@@ -16,7 +16,7 @@ use super::request::{Op, Request, Status, ZeroRange};
 use super::shared::Shared;
 use crate::virtio::guest_buf::GuestBuffers;
 use crate::virtio::queue::{Chain, QueueError, Ring, Used};
-use crate::virtio::{Interrupt, QueuePosition};
+use crate::virtio::{DriverSignal, QueuePosition};
 
 /// A queue that the driver started.
 pub(super) struct BlkQueue {
@@ -24,7 +24,7 @@ pub(super) struct BlkQueue {
     ring: RefCell<Ring>,
     chain: RefCell<Chain>,
     buffers: GuestBuffers,
-    interrupt: Arc<Interrupt>,
+    signal: Rc<dyn DriverSignal>,
     disk: Disk,
     executor: Executor,
     /// Whether new requests are taken.
@@ -58,7 +58,7 @@ pub(super) struct Parts {
     pub(super) index: u16,
     pub(super) ring: Ring,
     pub(super) buffers: GuestBuffers,
-    pub(super) interrupt: Arc<Interrupt>,
+    pub(super) signal: Rc<dyn DriverSignal>,
     pub(super) disk: Disk,
     pub(super) executor: Executor,
     pub(super) idle: Rc<Notify>,
@@ -67,13 +67,13 @@ pub(super) struct Parts {
 impl BlkQueue {
     /// A queue that does not run yet.
     pub(super) fn new(parts: Parts) -> Rc<Self> {
-        let Parts { index, ring, buffers, interrupt, disk, executor, idle } = parts;
+        let Parts { index, ring, buffers, signal, disk, executor, idle } = parts;
         let queue = Rc::new(Self {
             index,
             ring: RefCell::new(ring),
             chain: RefCell::new(Chain::new()),
             buffers,
-            interrupt,
+            signal,
             disk,
             executor: executor.clone(),
             running: Cell::new(false),
@@ -137,7 +137,7 @@ impl BlkQueue {
                 }
             }
         }
-        self.interrupt.queue(self.index);
+        self.signal.queue(self.index);
     }
 
     /// Requests that wait for `retry`.
@@ -205,7 +205,7 @@ impl BlkQueue {
     fn fail(&self, error: QueueError) {
         self.disk.shared.complain(self.index, error);
         self.disk.broken.set(true);
-        self.interrupt.needs_reset();
+        self.signal.needs_reset();
     }
 
     fn submit(self: &Rc<Self>, request: Request) {
@@ -234,7 +234,7 @@ impl BlkQueue {
         let wanted = self.ring.borrow_mut().push_used(self.buffers.memory(), &batch);
         batch.clear();
         match wanted {
-            Ok(true) => self.interrupt.queue(self.index),
+            Ok(true) => self.signal.queue(self.index),
             Ok(false) => {}
             Err(error) => self.fail(error),
         }

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::config::{ErrorAction, FailedRequest, VirtioBlkConfig};
+use ferry_block::Limits;
+
+use super::config::{ErrorAction, FailedRequest, VirtioBlkConfig, WRITEBACK};
 use super::request::{ID_LEN, Rules};
 use crate::virtio::features;
 use crate::virtio::queue::QueueError;
@@ -56,6 +58,25 @@ impl Shared {
             self.writeback()
         } else {
             negotiated & features::BLK_FLUSH != 0
+        }
+    }
+
+    /// The driver reads the configuration space. Beyond its end there are zeroes.
+    pub(super) fn read_config(&self, limits: &Limits, offset: u64, data: &mut [u8]) {
+        let space = self.config.space(limits, self.len(), self.writeback());
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (index, byte) in data.iter_mut().enumerate() {
+            let at = start.checked_add(index);
+            *byte = at.and_then(|at| space.get(at)).copied().unwrap_or(0);
+        }
+    }
+
+    /// The driver writes the configuration space. Only the write cache can be switched. The driver may do so
+    /// once features are agreed, and only if it negotiated the switch; where it is offered its absence is seen
+    /// in the features of the queues.
+    pub(super) fn write_config(&self, offset: u64, data: &[u8]) {
+        if let (WRITEBACK, [value]) = (offset, data) {
+            self.set_writeback(*value != 0);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -159,7 +160,11 @@ impl Worker {
     fn attach(&mut self, link: DeviceLink) {
         for kick in link.kicks {
             let executor = self.executor.clone();
-            self.doorbells.push(self.executor.spawn(answer_doorbell(executor, kick)));
+            self.doorbells.push(self.executor.spawn(answer_doorbell(
+                executor,
+                kick,
+                EventFd::read,
+            )));
         }
         let buffers = GuestBuffers::new(link.memory);
         self.link = Some(Link { buffers, interrupt: link.interrupt });
@@ -184,7 +189,7 @@ impl Worker {
                     index,
                     ring,
                     buffers: link.buffers.clone(),
-                    interrupt: Arc::clone(&link.interrupt),
+                    signal: Rc::new(Arc::clone(&link.interrupt)),
                     disk: disk.clone(),
                     executor: self.executor.clone(),
                     idle: Rc::clone(&self.idle),
@@ -234,13 +239,17 @@ impl Worker {
 }
 
 /// Ends the executor's sleep when the driver rings. The rings themselves are looked at every turn.
-async fn answer_doorbell(executor: Executor, kick: EventFd) {
+pub(super) async fn answer_doorbell<K: AsRawFd>(
+    executor: Executor,
+    kick: K,
+    hear: impl Fn(&K) -> io::Result<u64>,
+) {
     loop {
         if let Err(error) = executor.readable(kick.as_raw_fd()).await {
             tracing::error!("a disk's doorbell cannot be waited for: {error}");
             return;
         }
-        if let Err(error) = kick.read() {
+        if let Err(error) = hear(&kick) {
             // Somebody else took the count: the bell was answered.
             tracing::trace!("doorbell: {error}");
         }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::pci::{Intx, MsixTable};
+use crate::virtio::DriverSignal;
 use crate::virtio::features::status;
 
 /// No vector: events of this kind cause no interrupt (virtio 1.2, section 4.1.5.1.2).
@@ -153,6 +154,16 @@ impl Interrupt {
     pub(super) fn restore(&self, status: u8, isr: u8) {
         self.status.store(status, Ordering::Release);
         *self.lock_isr() = isr;
+    }
+}
+
+impl DriverSignal for Arc<Interrupt> {
+    fn queue(&self, index: u16) {
+        Interrupt::queue(self, index);
+    }
+
+    fn needs_reset(&self) {
+        Interrupt::needs_reset(self);
     }
 }
 
