@@ -42,7 +42,7 @@ const MICRO: &str = "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-seria
 /// One disk of a guest.
 #[derive(Clone, Debug)]
 pub struct Disk {
-    /// The image file, raw.
+    /// The image file, raw; or where it is served.
     pub path: PathBuf,
     /// The device's name: `disk0` and so on where several tests count on it.
     pub id: String,
@@ -50,6 +50,8 @@ pub struct Disk {
     pub direct: bool,
     /// The guest may not write.
     pub read_only: bool,
+    /// Not an image: vhost-user-blk is spoken at a socket, with so many queues. For QEMU only.
+    pub vhost_user: Option<u32>,
     /// Further words for ferry's `--disk`.
     pub extra: String,
 }
@@ -58,7 +60,12 @@ impl Disk {
     /// A writable disk.
     pub fn new(id: &str, path: &Path) -> Disk {
         let (id, extra) = (id.to_owned(), String::new());
-        Disk { path: path.to_owned(), id, direct: false, read_only: false, extra }
+        Disk { path: path.to_owned(), id, direct: false, read_only: false, vhost_user: None, extra }
+    }
+
+    /// A disk that a daemon serves to QEMU by vhost-user-blk.
+    pub fn served(id: &str, socket: &Path, queues: u32) -> Disk {
+        Disk { vhost_user: Some(queues), ..Disk::new(id, socket) }
     }
 }
 
@@ -277,8 +284,19 @@ fn qemu_command(spec: &Spec, socket: &Path, machine: &str) -> Result<Command> {
     if let Some(initrd) = &spec.initrd {
         command.arg("-initrd").arg(initrd);
     }
+    if spec.disks.iter().any(|disk| disk.vhost_user.is_some()) {
+        let shared = format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory_mib);
+        command.args(["-object", &shared, "-machine", "memory-backend=ram"]);
+    }
     for disk in &spec.disks {
         let on = |flag| if flag { "on" } else { "off" };
+        if let Some(queues) = disk.vhost_user {
+            let (id, socket) = (&disk.id, disk.path.display());
+            command.arg("-chardev").arg(format!("socket,id={id}-socket,path={socket}"));
+            let device = format!("vhost-user-blk-pci,chardev={id}-socket,id={id}-dev");
+            command.arg("-device").arg(format!("{device},num-queues={queues}{}", disk.extra));
+            continue;
+        }
         command.arg("-blockdev").arg(format!(
             "driver=file,node-name={}-file,filename={},aio=io_uring,cache.direct={},read-only={}",
             disk.id,

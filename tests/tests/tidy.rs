@@ -45,7 +45,7 @@ const STATE_ONLY: [&str; 4] = ["state", "Error", "Result", "{Error as StateError
 
 /// Where unsafe code may be opened (a file, or a folder with all below it), and what for. Tests and benches may
 /// open it too: what they do wrong they do to themselves.
-const UNSAFE: [(&str, &str); 19] = [
+const UNSAFE: [(&str, &str); 20] = [
     ("block/src/buf.rs", "buffers over memory that someone else may change"),
     ("block/src/io/pool.rs", "positioned reads and writes by raw address"),
     ("block/src/io/ring.rs", "io_uring"),
@@ -58,6 +58,7 @@ const UNSAFE: [(&str, &str); 19] = [
     ("storage/src/daemon/detach.rs", "going to the background"),
     ("storage/src/signals.rs", "signalfd"),
     ("tests/src/image.rs", "SEEK_DATA and SEEK_HOLE"),
+    ("vhost-user/src/fault.rs", "SIGBUS where a front end takes memory away"),
     ("vhost-user/src/socket.rs", "descriptors that arrive as numbers"),
     ("vmm/src/arch/x86_64/state.rs", "the extended processor state is of the host's size"),
     ("vmm/src/console/terminal.rs", "terminal modes"),

@@ -15,11 +15,12 @@
 //! mapped within the bounds of its file, and a descriptor that shall be an eventfd must be one. A message that
 //! makes no sense ends the connection; a ring that the *guest* breaks stops the device until its reset.
 //! Two things remain. Memory that the front end takes away under us (by shrinking the file) is replaced by
-//! pages of our own where we touch it, see [`fault`]. And a front end that makes an eventfd block again and
+//! pages of our own where we touch it, see `fault`. And a front end that makes an eventfd block again and
 //! fills its counter could hold the thread: serve front ends that attack each other from processes of their own.
 
 mod event;
 mod export;
+mod fault;
 mod log;
 mod memory;
 mod ring;

@@ -6,7 +6,7 @@
 //! stopped.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use ferry_block::{Error, Executor, Result, Task};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestMemoryRegion, MmapRegion, VolatileMemory};
 
+use crate::fault::Guard;
 use crate::memory::{Mapped, PAGE};
 use crate::wire::bad;
 
@@ -22,14 +23,17 @@ use crate::wire::bad;
 const INTERVAL: Duration = Duration::from_millis(20);
 
 /// The front end's log: a bit for each page, by guest address.
-pub(crate) struct DirtyLog(MmapRegion<()>);
+pub(crate) struct DirtyLog {
+    guard: Guard,
+    bits: MmapRegion<()>,
+}
 
 impl DirtyLog {
-    /// Maps a log of `size` bytes.
+    /// Maps a log of `size` bytes, of the front end that is connected by `socket`.
     ///
     /// # Errors
     /// It leaves its file or cannot be mapped.
-    pub(crate) fn map(fd: OwnedFd, size: u64, offset: u64) -> Result<DirtyLog> {
+    pub(crate) fn map(fd: OwnedFd, size: u64, offset: u64, socket: RawFd) -> Result<DirtyLog> {
         let file = File::from(fd);
         let metadata = file.metadata();
         let len = metadata.map_err(|error| Error::from_io(error, "the log has no file"))?.len();
@@ -42,13 +46,20 @@ impl DirtyLog {
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED)
             .build();
-        mapping.map(DirtyLog).map_err(|error| bad(format!("the log cannot be mapped: {error}")))
+        let bits = mapping.map_err(|error| bad(format!("the log cannot be mapped: {error}")))?;
+        let guard = Guard::new(bits.as_ptr(), size, socket)?;
+        Ok(DirtyLog { guard, bits })
+    }
+
+    /// Whether the front end took it away while we used it.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.guard.is_lost()
     }
 
     /// Marks a page; one that the log is too short for belongs to memory that does not migrate.
     fn mark(&self, page: u64) {
         let byte = usize::try_from(page / 8).unwrap_or(usize::MAX);
-        if let Ok(bits) = self.0.get_atomic_ref::<AtomicU8>(byte) {
+        if let Ok(bits) = self.bits.get_atomic_ref::<AtomicU8>(byte) {
             bits.fetch_or(1 << (page % 8), Ordering::AcqRel);
         }
     }

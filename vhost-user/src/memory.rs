@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 
 use ferry_block::{Error, Result};
@@ -11,6 +11,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
+use crate::fault::Guard;
 use crate::wire::{RegionLayout, bad};
 
 /// Most regions at one time.
@@ -24,20 +25,32 @@ const MAX_TRACKED: u64 = 4 << 40;
 pub(crate) type Mapped = Arc<GuestRegionMmap<AtomicBitmap>>;
 
 /// All regions.
-#[derive(Default)]
 pub(crate) struct MemoryTable {
     /// By guest address.
     regions: Vec<Region>,
     tracked: bool,
+    /// The front end's connection.
+    socket: RawFd,
 }
 
 struct Region {
     layout: RegionLayout,
     file: Arc<File>,
+    guard: Guard,
     mapped: Mapped,
 }
 
 impl MemoryTable {
+    /// No memory yet, of the front end that is connected by `socket`.
+    pub(crate) fn new(socket: RawFd) -> MemoryTable {
+        MemoryTable { regions: Vec::new(), tracked: false, socket }
+    }
+
+    /// Whether the front end took memory away that we used.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.regions.iter().any(|region| region.guard.is_lost())
+    }
+
     /// Forgets all regions. Requests that use them keep them mapped.
     pub(crate) fn clear(&mut self) {
         self.regions.clear();
@@ -72,8 +85,8 @@ impl MemoryTable {
             return Err(bad(format!("{region} overlaps another one")));
         }
         self.check_tracked(self.tracked, size)?;
-        let mapped = map(&layout, &file, self.tracked)?;
-        self.regions.push(Region { layout, file, mapped });
+        let (mapped, guard) = map(&layout, &file, self.tracked, self.socket)?;
+        self.regions.push(Region { layout, file, guard, mapped });
         self.regions.sort_by_key(|region| region.layout.guest);
         Ok(())
     }
@@ -110,7 +123,10 @@ impl MemoryTable {
         }
         self.check_tracked(on, 0)?;
         for region in &mut self.regions {
-            region.mapped = map(&region.layout, &region.file, on)?;
+            // The old guard goes before the old mapping.
+            let (mapped, guard) = map(&region.layout, &region.file, on, self.socket)?;
+            region.guard = guard;
+            region.mapped = mapped;
         }
         self.tracked = on;
         Ok(())
@@ -148,7 +164,12 @@ impl MemoryTable {
     }
 }
 
-fn map(layout: &RegionLayout, file: &Arc<File>, tracked: bool) -> Result<Mapped> {
+fn map(
+    layout: &RegionLayout,
+    file: &Arc<File>,
+    tracked: bool,
+    socket: RawFd,
+) -> Result<(Mapped, Guard)> {
     let failed = || bad(format!("the memory at {:#x} cannot be mapped", layout.guest));
     let size = usize::try_from(layout.size).map_err(|_large| failed())?;
     // One bit for all of it where nobody wants to know.
@@ -160,7 +181,9 @@ fn map(layout: &RegionLayout, file: &Arc<File>, tracked: bool) -> Result<Mapped>
         .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
         .build()
         .map_err(|error| bad(format!("the memory at {:#x}: {error}", layout.guest)))?;
-    GuestRegionMmap::new(mapping, GuestAddress(layout.guest)).map(Arc::new).ok_or_else(failed)
+    let guard = Guard::new(mapping.as_ptr(), size, socket)?;
+    let mapped = GuestRegionMmap::new(mapping, GuestAddress(layout.guest)).ok_or_else(failed)?;
+    Ok((Arc::new(mapped), guard))
 }
 
 #[cfg(test)]

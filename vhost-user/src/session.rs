@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
@@ -82,13 +82,14 @@ type Answer = Option<Vec<u8>>;
 impl Session {
     pub(crate) fn new(executor: &Executor, stream: Rc<UnixStream>, device: Rc<Device>) -> Session {
         let rings = Rings::new(Rc::clone(&device.queues), usize::from(device.queue_count));
+        let memory = MemoryTable::new(stream.as_raw_fd());
         Session {
             executor: executor.clone(),
             socket: Socket::new(executor.clone(), stream),
             device,
             features: 0,
             protocol: 0,
-            memory: MemoryTable::default(),
+            memory,
             rings,
             log: None,
             logging: None,
@@ -102,6 +103,9 @@ impl Session {
     pub(crate) async fn serve(mut self) -> Result<()> {
         let ended = self.converse().await;
         self.rings.pause_all().await;
+        if self.memory.is_lost() || self.log.as_ref().is_some_and(|log| log.is_lost()) {
+            return Err(bad("it took its memory away while that was in use"));
+        }
         ended
     }
 
@@ -149,7 +153,7 @@ impl Session {
             }
             Request::SetBackendReqFd => self.set_channel(one(fds)?)?,
             Request::SetLogBase { size, offset } => {
-                let log = DirtyLog::map(one(fds)?, size, offset)?;
+                let log = DirtyLog::map(one(fds)?, size, offset, self.socket.number())?;
                 self.rebuild(|this| {
                     this.log = Some(Rc::new(log));
                     Ok(())

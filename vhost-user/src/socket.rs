@@ -31,6 +31,11 @@ impl Socket {
         Socket { executor, stream }
     }
 
+    /// The number of its descriptor.
+    pub(crate) fn number(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
     /// The next message; none if the front end has hung up.
     ///
     /// # Errors

@@ -92,11 +92,16 @@ impl Pollers {
         self.snapshot().iter().fold(false, |found, (_, poller)| poller.poll() | found)
     }
 
-    /// Spins until a poller or `other` finds work or the time is up; whether work was found.
+    /// Spins until a poller or `other` finds work or the time is up; whether work was found. Without pollers it
+    /// only looks: sockets, which everything else comes through, are not seen by spinning.
     pub(super) fn spin(&self, clock: &Clock, started: u64, other: impl Fn() -> bool) -> bool {
+        let alone = self.list.borrow().is_empty();
         loop {
             if other() || self.poll() {
                 return true;
+            }
+            if alone {
+                return false;
             }
             if clock.now().saturating_sub(started) >= self.spin_ns.get() {
                 return false;

@@ -7,6 +7,7 @@ use super::super::config::VirtioBlkConfig;
 use super::super::testing::{Machine, Storage};
 use super::*;
 use crate::pci::{Intx, MsixLayout, MsixTable};
+use crate::virtio::Interrupt;
 use crate::virtio::testing::{Desc, Driver, memory};
 
 #[test]
@@ -29,7 +30,7 @@ fn a_request_that_is_dropped_is_a_bug_and_gets_an_error() {
         index: 0,
         ring: Ring::new(driver.state(), true, &memory).unwrap(),
         buffers: GuestBuffers::new(memory.clone()),
-        interrupt: Arc::new(Interrupt::new(msix, Intx::new(machine), 1)),
+        signal: Rc::new(Arc::new(Interrupt::new(msix, Intx::new(machine), 1))),
         disk,
         executor: storage.executor.clone(),
         idle: Rc::default(),
