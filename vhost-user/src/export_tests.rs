@@ -1,1 +1,88 @@
+use std::path::Path;
+use std::sync::mpsc;
 
+use super::*;
+use crate::testing::{FrontEnd, against_export};
+
+#[test]
+fn one_front_end_at_a_time() {
+    let front = |socket: &Path| {
+        let first = FrontEnd::up(socket);
+        let begun = FrontEnd::connect(socket);
+        begun.expect_hang_up();
+        let second = FrontEnd::connect(socket);
+        drop(first);
+        assert_eq!(second.ask_word(17), 2, "its turn has come");
+    };
+    against_export(|_| {}, front, |_, _| {});
+}
+
+#[test]
+fn what_the_options_say_is_offered() {
+    let front = |socket: &Path| {
+        let features = FrontEnd::connect(socket).ask_word(1);
+        assert_eq!(features & features::BLK_RO, features::BLK_RO);
+        let absent = features::BLK_FLUSH | features::BLK_CONFIG_WCE | features::BLK_MQ;
+        assert_eq!(features & absent, 0);
+    };
+    let change = |options: &mut ExportOptions| {
+        (options.writable, options.writethrough, options.queues) = (false, true, 1);
+    };
+    against_export(change, front, |_, _| {});
+}
+
+#[test]
+fn closing_hangs_up() {
+    let (connected, is_connected) = mpsc::channel();
+    let front = move |socket: &Path| {
+        let front = FrontEnd::up(socket);
+        connected.send(()).unwrap();
+        front.expect_hang_up();
+    };
+    against_export(
+        |_| {},
+        front,
+        |graph, export| {
+            let (executor, export) = (graph.executor().clone(), export.clone());
+            drop(executor.clone().spawn(async move {
+                while is_connected.try_recv().is_err() {
+                    executor.sleep(Duration::from_millis(1)).await;
+                }
+                assert!(export.has_client());
+                export.close().await;
+                assert!(!export.has_client());
+            }));
+        },
+    );
+}
+
+#[test]
+fn impossible_options_are_refused() {
+    let executor = Executor::new(ferry_block::Clock::simulated()).unwrap();
+    let graph = BlockGraph::new(executor.clone());
+    let disk = ferry_block::testing::SimOptions::new(1 << 20, 1);
+    let disk = ferry_block::testing::SimDisk::new(&executor, disk);
+    let unix = SocketAddress::unix("/nonexistent/socket");
+    let options = ExportOptions {
+        id: "e0".into(),
+        node_name: "d0".into(),
+        address: unix,
+        writable: true,
+        writethrough: false,
+        block_size: 512,
+        queues: 1,
+    };
+    let refused = |options: ExportOptions| {
+        executor.block_on(Export::start(&graph, options)).map(drop).unwrap_err().to_string()
+    };
+    assert!(refused(options.clone()).contains("d0"));
+    executor.block_on(graph.add(Some("d0"), disk, ferry_block::NodeOptions::default())).unwrap();
+    assert!(refused(options.clone()).contains("/nonexistent/socket"));
+    for (queues, block_size) in [(0, 512), (256, 512), (1, 0), (1, 513), (1, 65536)] {
+        let text = refused(ExportOptions { queues, block_size, ..options.clone() });
+        assert!(text.contains("choose"), "{text}");
+    }
+    let address = SocketAddress::tcp("localhost", 1);
+    let text = refused(ExportOptions { address, ..options });
+    assert!(text.contains("unix"), "{text}");
+}

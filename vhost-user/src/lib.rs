@@ -26,6 +26,8 @@ mod memory;
 mod ring;
 mod session;
 mod socket;
+#[cfg(test)]
+mod testing;
 mod wire;
 
 pub use export::{Export, ExportOptions};
