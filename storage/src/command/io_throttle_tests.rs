@@ -9,6 +9,7 @@ use ferry_block::{
 use serde_json::{Value, json};
 
 use super::*;
+use crate::ExportKinds;
 
 type TestResult = std::result::Result<(), Box<dyn Error>>;
 
