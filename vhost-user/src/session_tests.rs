@@ -51,6 +51,23 @@ fn a_ring_is_served_stopped_and_served_again() {
 }
 
 #[test]
+fn a_ring_stops_when_its_requests_are_over() {
+    run(|socket| {
+        let mut front = FrontEnd::up(socket);
+        for count in 1..=50_u16 {
+            front.request(1, 0);
+            std::thread::sleep(std::time::Duration::from_micros(u64::from(count) * 7));
+            let base = front.stop_ring();
+            assert_eq!(u32::from(front.used()), base, "taken and not given back");
+            front.set_ring(base);
+            while front.used() != count {
+                std::thread::yield_now();
+            }
+        }
+    });
+}
+
+#[test]
 fn memory_may_change_under_a_running_ring() {
     run(|socket| {
         let mut front = FrontEnd::up(socket);
