@@ -116,10 +116,39 @@ fn many_requests_at_once_all_come_back() {
     });
 }
 
+/// The first finds the thread with nothing else to do, the others do not: another thread copies them.
+#[test]
+fn long_transfers_at_once_arrive_whole() {
+    const LEN: usize = 300_000;
+    everywhere(|executor, io| {
+        let io = Rc::new(FileIo::new(executor.clone(), io.file().file.try_clone().unwrap()));
+        let write = |number: u8| {
+            let io = Rc::clone(&io);
+            let bytes = IoBuf::from_vec(&pattern(LEN, number));
+            executor
+                .spawn(async move { io.write(u64::from(number) * LEN as u64, bytes, false).await })
+        };
+        let writes: Vec<_> = (0..16).map(write).collect();
+        executor.block_on(std::future::ready(()));
+        while !executor.engine().is_busy() {
+            assert!(writes.iter().any(|write| !write.is_finished()), "nobody else copied");
+            executor.run_until_stalled();
+        }
+        for write in writes {
+            executor.block_on(write).unwrap();
+        }
+        for number in (0..16).rev() {
+            let buf = IoBuf::alloc(LEN);
+            executor.block_on(io.read(u64::from(number) * LEN as u64, buf.clone())).unwrap();
+            assert!(buf.to_vec() == pattern(LEN, number));
+        }
+    });
+}
+
 /// Straight to the engine, also on tmpfs.
 fn io_write(executor: &Executor, io: &FileIo, at: u64, bytes: Vec<u8>) -> Op {
     let buf = IoBuf::from_vec(&bytes);
-    let verb = Verb::Transfer { way: Way::Write, at, buf, durable: false };
+    let verb = Verb::Transfer { way: Way::Write, at, buf, durable: false, elsewhere: false };
     executor.engine().start(io.file(), verb)
 }
 

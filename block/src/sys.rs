@@ -169,6 +169,13 @@ pub(crate) fn direct_alignment(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
     stated.then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
 }
 
+/// Whether the file was opened with `O_DIRECT`.
+pub(crate) fn is_direct(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: no memory is passed.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    flags != -1 && flags & libc::O_DIRECT != 0
+}
+
 /// Whether the file's content is in memory only.
 pub(crate) fn is_tmpfs(fd: BorrowedFd<'_>) -> bool {
     const TMPFS: u64 = 0x0102_1994;

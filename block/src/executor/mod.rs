@@ -61,6 +61,7 @@ struct Inner {
     engine: OnceCell<Engine>,
     ring_choice: Cell<RingChoice>,
     stopped: Cell<bool>,
+    pauses: Cell<u64>,
 }
 
 /// Join handle of a task. Await it for the result; dropping it lets the task run on.
@@ -116,6 +117,7 @@ impl Executor {
             engine: OnceCell::new(),
             ring_choice: Cell::new(RingChoice::Auto),
             stopped: Cell::new(false),
+            pauses: Cell::new(0),
         })))
     }
 
@@ -196,6 +198,11 @@ impl Executor {
     /// What was chosen.
     pub(crate) fn ring_choice(&self) -> RingChoice {
         self.0.ring_choice.get()
+    }
+
+    /// How often everything has waited: a caller who finds the same number twice has had no pause.
+    pub(crate) fn pauses(&self) -> u64 {
+        self.0.pauses.get()
     }
 
     /// The disk I/O of this thread, made at first use.
@@ -339,6 +346,7 @@ impl Executor {
 
     /// Waits until there may be something to do. `false` if nothing can ever come.
     fn idle(&self) -> bool {
+        self.0.pauses.set(self.0.pauses.get() + 1);
         if self.0.clock.is_simulated() { self.idle_simulated() } else { self.idle_real() }
     }
 

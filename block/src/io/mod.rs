@@ -81,8 +81,16 @@ impl AsRawFd for OpenFile {
 
 /// What is asked of the kernel.
 pub(crate) enum Verb {
-    /// Bytes between the file at `at` and the buffer; `durable` writes like `fdatasync`.
-    Transfer { way: Way, at: u64, buf: IoBuf, durable: bool },
+    /// Bytes between the file at `at` and the buffer.
+    Transfer {
+        way: Way,
+        at: u64,
+        buf: IoBuf,
+        /// Writes like `fdatasync`.
+        durable: bool,
+        /// Another thread is to copy the bytes.
+        elsewhere: bool,
+    },
     /// `fdatasync(2)`.
     Sync,
     /// `fallocate(2)`.

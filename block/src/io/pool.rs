@@ -186,7 +186,7 @@ impl Shared {
 
 fn work(fd: RawFd, held: &Held) -> Work {
     match &held.verb {
-        Verb::Transfer { way, at, buf, durable } => {
+        Verb::Transfer { way, at, buf, durable, .. } => {
             let memory = match buf.single() {
                 Some((start, len)) => {
                     Memory::One(libc::iovec { iov_base: start.cast(), iov_len: len })

@@ -21,7 +21,7 @@ use crate::sys::Way;
 const ENTRIES: u32 = 256;
 /// Room for completions. The kernel keeps what does not fit and gives it later.
 const COMPLETIONS: u32 = 4096;
-/// Bytes from which a request is handed over at once. The kernel joins neighbours that arrive in one
+/// Bytes from which a request to a disk is handed over at once. The kernel joins neighbours that arrive in one
 /// system call, and what it joined completes as one: of eight sequential 1 MiB reads it made two of
 /// 4 MiB, so that the first answer waited for the fourth. Alone they were 5 % faster on a disk.
 const LARGE: usize = 512 << 10;
@@ -103,12 +103,17 @@ impl Ring {
         self.eventfd.as_raw_fd()
     }
 
-    /// Queues a request; it leaves at the end of this turn, a [`LARGE`] one now.
+    /// Queues a request; it leaves at the end of this turn, a long one now.
     pub(super) fn start(&self, file: &Rc<OpenFile>, verb: Verb) -> Op {
         let fd = types::Fd(file.as_raw_fd());
-        let large = matches!(&verb, Verb::Transfer { buf, .. } if buf.len() >= LARGE);
+        let (at_once, flags) = match &verb {
+            Verb::Transfer { elsewhere: true, .. } => (true, squeue::Flags::ASYNC),
+            Verb::Transfer { buf, .. } => (buf.len() >= LARGE, squeue::Flags::empty()),
+            Verb::Sync | Verb::Allocate { .. } => (false, squeue::Flags::empty()),
+        };
         let key = self.table.insert(Held::new(file, verb));
-        let entry = self.table.with_held(key, |held| entry(fd, held).user_data(key as u64));
+        let entry = |held: &Held| entry(fd, held).user_data(key as u64).flags(flags);
+        let entry = self.table.with_held(key, entry);
         if let Some(entry) = entry {
             let mut ring = self.ring.borrow_mut();
             // SAFETY: everything the entry names is owned by the table until its completion.
@@ -120,7 +125,7 @@ impl Ring {
                 }
             }
             // What the kernel does not take now stays queued for the turn.
-            if large && let Err(error) = ring.submit() {
+            if at_once && let Err(error) = ring.submit() {
                 tracing::trace!("io_uring: {error}");
             }
         }
@@ -206,7 +211,7 @@ fn submit_and_collect(ring: &IoUring) -> io::Result<usize> {
 /// The submission entry of a request.
 fn entry(fd: types::Fd, held: &Held) -> squeue::Entry {
     match &held.verb {
-        Verb::Transfer { way, at, buf, durable } => {
+        Verb::Transfer { way, at, buf, durable, .. } => {
             let flags = if *durable { libc::RWF_DSYNC } else { 0 };
             match (way, buf.single()) {
                 (Way::Read, Some((start, len))) => {
