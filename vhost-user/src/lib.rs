@@ -14,9 +14,10 @@
 //! It is trusted as far as its own disk goes, and no further. Each number of a message is checked, memory is
 //! mapped within the bounds of its file, and a descriptor that shall be an eventfd must be one. A message that
 //! makes no sense ends the connection; a ring that the *guest* breaks stops the device until its reset.
-//! Two things remain. Memory that the front end takes away under us (by shrinking the file) is replaced by
-//! pages of our own where we touch it, see `fault`. And a front end that makes an eventfd block again and
-//! fills its counter could hold the thread: serve front ends that attack each other from processes of their own.
+//! Memory that the front end takes away under us, by shrinking its file, is replaced by memory of our own when
+//! we touch it, and the connection ends (see `fault`). One thing remains: a front end that makes an eventfd block
+//! again and fills its counter, or whose memory is a file that takes its time, holds the thread. Serve front ends
+//! that would do that to each other from processes of their own.
 
 mod event;
 mod export;

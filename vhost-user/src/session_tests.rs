@@ -255,6 +255,62 @@ fn a_front_end_that_makes_no_sense_is_dropped() {
     });
 }
 
+/// Numbers that mean something somewhere in the protocol, or nearly.
+const NUMBERS: [u64; 20] = [
+    0,
+    1,
+    2,
+    8,
+    128,
+    1 << 8,
+    1024,
+    4096,
+    8 << 32,
+    1 << 32,
+    MEMORY,
+    USER,
+    USER + DESC,
+    USER + USED,
+    USER + AVAIL,
+    USER + MEMORY - 8,
+    1 << 30,
+    1 << 26 | 1 << 28 | 1 << 30,
+    u32::MAX as u64,
+    u64::MAX,
+];
+
+/// Most of what these front ends send is refused at once, so each begins with a ring that runs.
+#[test]
+fn an_export_survives_whatever_front_ends_send() {
+    run(|socket| {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut below = move |limit: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % limit
+        };
+        let (_read, pipe) = std::io::pipe().unwrap();
+        for _ in 0..400 {
+            let mut front = FrontEnd::up(socket);
+            let fds = [front.file.as_raw_fd(), front.kick.as_raw_fd(), pipe.as_raw_fd()];
+            for _ in 0..30 {
+                let number = |below: &mut dyn FnMut(u64) -> u64| NUMBERS[below(20) as usize];
+                let payload: Vec<u64> = (0..below(7)).map(|_| number(&mut below)).collect();
+                let fds: Vec<RawFd> = (0..below(3)).map(|_| fds[below(3) as usize]).collect();
+                if !front.try_send(below(39) as u32, &words(&payload), &fds) {
+                    break;
+                }
+                let at = [DESC, AVAIL, USED][below(3) as usize] + below(16) * 4;
+                let value = number(&mut below) as u32;
+                front.memory.write_obj(value, GuestAddress(at)).unwrap();
+                front.set_avail(below(9) as u16);
+            }
+        }
+        works(&mut FrontEnd::up(socket));
+    });
+}
+
 #[test]
 fn a_kick_before_anything_else_starts_nothing() {
     run(|socket| {

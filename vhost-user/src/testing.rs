@@ -148,6 +148,12 @@ impl FrontEnd {
         self.send_flagged(request, 1, payload, fds);
     }
 
+    /// Whether the back end still takes messages.
+    pub(crate) fn try_send(&self, request: u32, payload: &[u8], fds: &[RawFd]) -> bool {
+        let message = wire::message(request, false, payload);
+        self.stream.send_with_fds(&[message.as_slice()], fds).is_ok()
+    }
+
     fn send_flagged(&self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) {
         let mut message = wire::message(request, false, payload);
         message[4..8].copy_from_slice(&flags.to_ne_bytes());
