@@ -1,3 +1,5 @@
+#![expect(clippy::cast_possible_truncation, reason = "tests count small things")]
+
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
