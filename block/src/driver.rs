@@ -24,6 +24,15 @@ pub struct Limits {
     pub discard_granularity: u32,
 }
 
+/// Bytes of a sector, the unit of a disk's length.
+const SECTOR: u64 = 512;
+
+/// The length of the disk in a file or export of `len` bytes. What its last sector lacks reads as
+/// zeroes; to leave that sector out would lose what it holds.
+pub(crate) fn whole_sectors(len: u64) -> u64 {
+    len.checked_next_multiple_of(SECTOR).unwrap_or(len)
+}
+
 impl Limits {
     /// No limits at all: any byte range of any length.
     pub const NONE: Limits = Limits {

@@ -34,6 +34,7 @@ mod notify;
 mod open;
 pub mod protocol;
 mod ranges;
+mod secret;
 mod sys;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -61,3 +62,4 @@ pub use open::{
     json_name, keyval, protocol_name,
 };
 pub use ranges::{RangeGuard, RangeLocks};
+pub use secret::{Secret, SecretFormat, SecretOptions};

@@ -19,6 +19,21 @@ pub(crate) const MAX_IOVECS: usize = 1024;
 // From linux/fs.h; libc has no block device requests.
 const BLKSSZGET: u64 = 0x1268;
 const BLKGETSIZE64: u64 = 0x8008_1272;
+const FS_IOC_FSGETXATTR: u64 = 0x801c_581f;
+const FS_IOC_FSSETXATTR: u64 = 0x401c_5820;
+const FS_XFLAG_EXTSIZE: u32 = 0x800;
+
+/// `struct fsxattr` of linux/fs.h.
+#[repr(C)]
+#[derive(Default)]
+struct FsxAttr {
+    flags: u32,
+    extent_size: u32,
+    extents: u32,
+    project: u32,
+    cow_extent_size: u32,
+    padding: [u8; 8],
+}
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,6 +283,20 @@ pub(crate) fn device_sector(fd: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: the request writes four bytes.
     check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), BLKSSZGET as _, &raw mut size) }))?;
     Ok(size)
+}
+
+/// Sets how many bytes the file system allocates at once.
+pub(crate) fn set_extent_size(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    let mut attr = FsxAttr::default();
+    let get = FS_IOC_FSGETXATTR as _;
+    // SAFETY: the request writes the structure, which outlives the call.
+    check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), get, &raw mut attr) }))?;
+    attr.flags |= FS_XFLAG_EXTSIZE;
+    attr.extent_size = bytes;
+    let set = FS_IOC_FSSETXATTR as _;
+    // SAFETY: the request reads the structure, which outlives the call.
+    check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), set, &raw const attr) }))?;
+    Ok(())
 }
 
 /// An extended attribute of at most `N` bytes; `None` if it is not set.

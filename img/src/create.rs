@@ -1,10 +1,9 @@
 //! `create`: a new image.
 
-use std::fs::OpenOptions;
-
 use clap::Args;
 use ferry_block::WriteFlags;
 use ferry_block::format::qcow2;
+use ferry_block::protocol::file;
 
 use crate::failure::{Failure, Result};
 use crate::keyval;
@@ -125,19 +124,22 @@ async fn create_raw(session: &Session, new: &New<'_>) -> Result<()> {
         return Err(Failure::new("Backing file not supported for file format 'raw'"));
     }
     let mut size = new.size;
-    let mut preallocation = Preallocation::Off;
+    let (mut preallocation, mut hint) = (Preallocation::Off, None);
     for (key, value) in new.options.iter().flat_map(|list| keyval::pairs(list)) {
         match key.as_str() {
             "size" => size = Some(size.map_or_else(|| size::parse(&value), Ok)?),
             "preallocation" => preallocation = Preallocation::parse(Some(&value))?,
+            "extent_size_hint" => hint = Some(extent_size(&value)?),
             _ => return Err(Failure::new(format!("Invalid parameter '{key}'"))),
         }
     }
     let size = size.ok_or_else(|| Failure::new("Image creation needs a size parameter"))?;
     if !new.quiet {
-        print(format!("Formatting '{}', fmt=raw size={size}", new.name))?;
+        let hint = hint.map(|hint| format!(" extent_size_hint={hint}")).unwrap_or_default();
+        print(format!("Formatting '{}', fmt=raw size={size}{hint}", new.name))?;
     }
-    let file = empty_file(session, new.name).await?;
+    let file = empty_file(session, new.name, hint).await?;
+    let size = size.next_multiple_of(SECTOR);
     file.root.resize(size).await?;
     let zeroes = || file.root.write_zeroes(0..size, WriteFlags::NONE);
     match preallocation {
@@ -177,9 +179,9 @@ async fn create_qcow2(session: &Session, new: &New<'_>) -> Result<()> {
     if !new.quiet {
         print(format!("Formatting '{}', fmt=qcow2 {}", new.name, qcow2.summary(size)))?;
     }
-    let file = empty_file(session, new.name).await?;
+    let file = empty_file(session, new.name, qcow2.extent_size_hint).await?;
     let data = match &qcow2.options.data_file {
-        Some(name) => Some(empty_file(session, &beside(new.name, name)).await?),
+        Some(name) => Some(empty_file(session, &beside(new.name, name), None).await?),
         None => None,
     };
     let edge = data.as_ref().map(|data| data.root.edge());
@@ -202,20 +204,28 @@ async fn backing_len(session: &Session, name: &str, format: &str) -> Result<u64>
     Ok(len)
 }
 
+/// A value of `extent_size_hint`.
+pub(crate) fn extent_size(value: &str) -> Result<u32> {
+    let too_large = |_| Failure::new("Extent size hint is too large");
+    u32::try_from(size::parse(value)?).map_err(too_large)
+}
+
 /// The place for a new image: a file of no bytes, which is made if there is none, or an export as it
-/// is. A file that another program uses is locked, and left as it is.
-pub(crate) async fn empty_file(session: &Session, name: &str) -> Result<Image> {
+/// is. A file that another program uses is locked, and left as it is. `hint` is for its file system.
+async fn empty_file(session: &Session, name: &str, hint: Option<u32>) -> Result<Image> {
     let location = Location::parse(name)?;
+    let executor = session.graph.executor();
     if let Location::File(path) = &location {
-        let made = OpenOptions::new().create(true).truncate(false).write(true).open(path);
-        made.map_err(|error| Failure::new(format!("Could not create '{path}': {error}")))?;
+        file::create(executor, path).await?;
     }
     let Some(protocol) = location.protocol() else {
         return Err(Failure::new("a new image is named by a path"));
     };
     let image = session.open_protocol(protocol, Access::Resize).await?;
-    if matches!(location, Location::File(_)) {
+    if let Location::File(path) = &location {
         image.root.resize(0).await?;
+        let hint = hint.unwrap_or(file::DEFAULT_EXTENT_SIZE_HINT);
+        file::hint_extent_size(executor, path, hint).await;
     }
     Ok(image)
 }

@@ -254,3 +254,36 @@ impl Drop for Holder {
         self.0.wait().unwrap();
     }
 }
+
+#[test]
+fn lengths_are_whole_sectors_and_nothing_at_the_end_is_lost() {
+    let Some(rig) = Rig::new() else { return };
+    fs::write(rig.path("odd.raw"), [7; 1000]).unwrap();
+    for arguments in [
+        "info -f raw --output json odd.raw",
+        "map -f raw --output json odd.raw",
+        "measure -f raw -O raw --output json odd.raw",
+    ] {
+        rig.same_json(arguments);
+    }
+    rig.same_text("create -f raw n.raw 1000");
+    assert_eq!(rig.bytes("n.raw").len(), 1024);
+    for arguments in ["convert -f raw -O raw odd.raw c.raw", "dd -f raw if=odd.raw of=c.raw bs=100"]
+    {
+        assert_eq!(rig.ours(arguments).status.code(), Some(0), "{arguments}");
+        assert_eq!(rig.bytes("c.raw"), [&[7; 1000][..], &[0; 24]].concat(), "{arguments}");
+        rig.same_text("compare -f raw -F raw odd.raw c.raw");
+    }
+}
+
+#[test]
+fn hints_for_the_file_system_are_taken() {
+    let Some(rig) = Rig::new() else { return };
+    for arguments in [
+        "create -f raw -o extent_size_hint=2M n.raw 3M",
+        "create -f qcow2 -o extent_size_hint=2M n.qcow2 3M",
+    ] {
+        rig.same_text(arguments);
+    }
+    rig.both("create -f raw -o extent_size_hint=8G n.raw 3M");
+}

@@ -46,3 +46,14 @@ pub struct ExportKinds {
     /// `vhost-user-blk`
     pub vhost_user_blk: StartExport<VhostUserBlkOptions>,
 }
+
+#[cfg(test)]
+impl ExportKinds {
+    /// For tests in which nothing is exported.
+    pub(crate) const NONE: ExportKinds = ExportKinds {
+        vhost_user_blk: |_, _| {
+            let error = ferry_block::Error::new(ferry_block::ErrorKind::Unsupported, "not here");
+            Box::pin(std::future::ready(Err(error)))
+        },
+    };
+}

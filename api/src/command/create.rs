@@ -52,6 +52,8 @@ object! {
         size: u64 = "size",
         /// What is made ready in advance (default off).
         preallocation: Option<PreallocMode> = "preallocation",
+        /// Bytes that the file system is to allocate at once, where it can be told (default 1 MiB).
+        extent_size_hint: Option<u64> = "extent-size-hint",
     }
 }
 

@@ -17,7 +17,7 @@ union! {
     pub enum ObjectKind {
         /// A thread for I/O: kept for scripts that ask for one, all disks share one thread.
         Iothread(IothreadProperties) = "iothread",
-        /// A password or key: kept, no driver here takes one.
+        /// A password or key.
         Secret(SecretProperties) = "secret",
         /// Limits that throttle nodes share.
         ThrottleGroup(Box<ThrottleGroupProperties>) = "throttle-group",
@@ -48,6 +48,24 @@ object! {
 }
 
 object! {
+    /// One entry of `query-iothreads`.
+    pub struct IoThreadInfo {
+        /// Its id.
+        id: String = "id",
+        /// Its number on the host: that of the thread which does the work of all of them.
+        thread_id: i64 = "thread-id",
+        /// Longest time of polling, in nanoseconds.
+        poll_max_ns: i64 = "poll-max-ns",
+        /// By what the time of polling is multiplied when it was too short.
+        poll_grow: i64 = "poll-grow",
+        /// By what it is divided when it was too long.
+        poll_shrink: i64 = "poll-shrink",
+        /// Most requests that are handed to the kernel together.
+        aio_max_batch: i64 = "aio-max-batch",
+    }
+}
+
+object! {
     /// Properties of a secret.
     pub struct SecretProperties {
         /// What it is.
@@ -56,9 +74,9 @@ object! {
         file: Option<String> = "file",
         /// How it is written (default raw).
         format: Option<QCryptoSecretFormat> = "format",
-        /// The secret that it is encrypted with; not supported.
+        /// The secret that it is encrypted with.
         keyid: Option<String> = "keyid",
-        /// How that encryption begins.
+        /// How that encryption begins, in base 64.
         iv: Option<String> = "iv",
     }
 }

@@ -144,6 +144,8 @@ commands! {
         ObjectAdd(ObjectOptions) -> Empty = "object-add",
         /// Take an object away that nobody uses.
         ObjectDel(ObjectDel) -> Empty = "object-del",
+        /// List the I/O threads.
+        QueryIothreads -> Vec<IoThreadInfo> = "query-iothreads",
         /// List the objects.
         QomList(QomList) -> Vec<ObjectPropertyInfo> = "qom-list",
         /// Read a property of an object.

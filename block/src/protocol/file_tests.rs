@@ -457,3 +457,43 @@ fn inactivation_waits_for_writes_that_nobody_awaits() {
 fn image_len() -> u64 {
     64 << 10
 }
+
+#[test]
+fn the_last_sector_of_a_file_may_be_cut_off() {
+    for (choice, parent) in [(RingChoice::Auto, "."), (RingChoice::ThreadPool, "/dev/shm")] {
+        let image = Image::below(parent, 1000);
+        let (executor, graph) = graph(choice);
+        executor.block_on(async {
+            let node = graph.open(&image.options()).await.unwrap();
+            assert_eq!(node.len(), 1024);
+            let root = writer(&graph, &node);
+            let all = IoBuf::from_vec(&[0xee; 1024]);
+            root.read(0, all.clone()).await.unwrap();
+            assert_eq!(all.to_vec(), [&image.bytes()[..], &[0; 24]].concat());
+            assert_eq!(root.map(0..1024).await.unwrap().kind, ExtentKind::Data);
+            let tail = Extent { kind: ExtentKind::Zero, len: 24 };
+            assert_eq!(root.map(1000..1024).await.unwrap(), tail);
+            root.write(1010, IoBuf::from_vec(&[5; 14]), WriteFlags::NONE).await.unwrap();
+            assert_eq!((node.len(), image.bytes().len()), (1024, 1024));
+            assert_eq!(image.bytes()[1000..], [[0; 10].as_slice(), &[5; 14]].concat());
+            let beyond = root.write(1024, IoBuf::alloc(1), WriteFlags::NONE).await;
+            assert_eq!(beyond.unwrap_err().kind(), ErrorKind::OutOfRange);
+        });
+    }
+}
+
+#[test]
+fn the_last_sector_is_read_past_the_page_cache_too() {
+    let image = Image::new(5000);
+    let cache = crate::open::CacheOptions { direct: Some(true), no_flush: None };
+    let options = BlockdevOptions { cache: Some(cache), ..image.options() };
+    let (executor, _graph, root) = machine(&options).unwrap();
+    executor.block_on(async {
+        let all = IoBuf::from_vec(&[0xee; 5120]);
+        root.read(0, all.clone()).await.unwrap();
+        assert_eq!(all.to_vec(), [&image.bytes()[..], &[0; 120]].concat());
+        root.write(5010, IoBuf::from_vec(&[5; 10]), WriteFlags::NONE).await.unwrap();
+        root.read(0, all.clone()).await.unwrap();
+        assert_eq!(all.to_vec()[5000..5020], [[0; 10], [5; 10]].concat());
+    });
+}

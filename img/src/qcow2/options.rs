@@ -3,6 +3,7 @@
 use ferry_block::format::qcow2::create::{CreateOptions, Preallocation};
 use ferry_block::format::qcow2::header::{Compression, Version};
 
+use crate::create::extent_size;
 use crate::failure::{Failure, Result};
 use crate::keyval::{self, boolean};
 use crate::size;
@@ -12,13 +13,16 @@ pub(crate) struct NewQcow2 {
     pub(crate) options: CreateOptions,
     /// Bytes of the disk, if they were given.
     pub(crate) size: Option<u64>,
+    /// What the file system of the image's file is told.
+    pub(crate) extent_size_hint: Option<u32>,
     given: Vec<(String, String)>,
 }
 
 impl NewQcow2 {
     /// Reads the lists after `-o`; the last word on a key counts.
     pub(crate) fn parse(lists: &[String], size: Option<u64>) -> Result<NewQcow2> {
-        let mut new = NewQcow2 { options: CreateOptions::new(0), size, given: Vec::new() };
+        let options = CreateOptions::new(0);
+        let mut new = NewQcow2 { options, size, extent_size_hint: None, given: Vec::new() };
         for (key, value) in lists.iter().flat_map(|list| keyval::pairs(list)) {
             new.set(&key, &value)?;
             new.given.retain(|(other, _)| *other != key);
@@ -63,6 +67,7 @@ impl NewQcow2 {
                     _ => return Err(bad()),
                 };
             }
+            "extent_size_hint" => self.extent_size_hint = Some(extent_size(value)?),
             "encryption" if !boolean(key, value)? => {}
             "encryption" => return Err(Failure::new("encrypted images are not supported")),
             _ if key.starts_with("encrypt.") => {
@@ -106,6 +111,7 @@ impl NewQcow2 {
         add("backing_fmt", options.backing_format.clone());
         words.push(format!("lazy_refcounts={}", switch(options.lazy_refcounts)));
         words.push(format!("refcount_bits={}", options.refcount_bits));
+        words.extend(self.extent_size_hint.map(|hint| format!("extent_size_hint={hint}")));
         words.join(" ")
     }
 }

@@ -37,10 +37,13 @@ impl Rig {
         (ours, theirs)
     }
 
+    /// The same JSON, to the letter.
     pub(crate) fn same_json(&self, arguments: &str) {
         let (ours, theirs) = self.both(arguments);
         let parse = |output: &Output| serde_json::from_slice::<Value>(&output.stdout).unwrap();
         assert_eq!(parse(&ours), parse(&theirs), "{arguments}");
+        let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(text(&ours), text(&theirs), "{arguments}");
     }
 
     pub(crate) fn same_text(&self, arguments: &str) {

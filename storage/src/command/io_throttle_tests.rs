@@ -13,14 +13,6 @@ use crate::ExportKinds;
 
 type TestResult = std::result::Result<(), Box<dyn Error>>;
 
-/// Nothing is exported here.
-const NO_EXPORTS: ExportKinds = ExportKinds {
-    vhost_user_blk: |_, _| {
-        let error = ferry_block::Error::new(ferry_block::ErrorKind::Unsupported, "not here");
-        Box::pin(std::future::ready(Err(error)))
-    },
-};
-
 /// Two disks, `d0` and `d1`.
 struct Rig {
     executor: Executor,
@@ -50,7 +42,7 @@ impl Rig {
             };
             executor.block_on(disks.handle().call(open))??;
         }
-        let storage = Storage::new(disks.handle(), NO_EXPORTS);
+        let storage = Storage::new(disks.handle(), ExportKinds::NONE);
         Ok(Rig { executor, storage, _folder: folder, _disks: disks })
     }
 

@@ -1,15 +1,18 @@
-//! Objects that are only kept: secrets, which no driver here takes, and I/O threads, for all disks share one
-//! thread. Scripts that make them go on working.
+//! Objects whose properties are kept for `qom-get`: secrets, and I/O threads, for all disks share one thread.
+//! Scripts that make them go on working.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use ferry_api::QmpError;
-use ferry_api::command::{IothreadProperties, QCryptoSecretFormat, SecretProperties};
+use ferry_api::command::{IoThreadInfo, IothreadProperties, QCryptoSecretFormat, SecretProperties};
 use ferry_block::BlockGraph;
 use serde_json::{Map, Value};
 
 use super::Result;
+
+/// The type of I/O threads.
+const IOTHREAD: &str = "iothread";
 
 /// A kept object.
 pub(super) struct Kept {
@@ -40,34 +43,41 @@ pub(super) fn iothread(asked: &IothreadProperties) -> Result<Kept> {
         }
         properties.insert(name.to_owned(), value.into());
     }
-    Ok(Kept { kind: "iothread", properties })
+    Ok(Kept { kind: IOTHREAD, properties })
 }
 
-/// A secret, refused in QEMU's words if it makes no sense.
-pub(super) fn secret(asked: &SecretProperties) -> Result<Kept> {
-    let refuse = |text: &str| Err(QmpError::generic(text));
-    if asked.keyid.is_some() || asked.iv.is_some() {
-        return refuse("Secrets that are encrypted with 'keyid' are not supported");
-    }
-    let (name, value) = match (&asked.data, &asked.file) {
-        (Some(_), Some(_)) => return refuse("'file' and 'data' are mutually exclusive"),
-        (None, None) => return refuse("Either 'file' or 'data' must be provided"),
-        (Some(data), None) => ("data", data),
-        (None, Some(file)) => ("file", file),
+/// What is told of the I/O threads, whose work is done by the thread with that number.
+pub(super) fn iothreads(graph: &BlockGraph, thread_id: i64) -> Vec<IoThreadInfo> {
+    let objects = graph.extension(Objects::default);
+    let objects = objects.0.borrow();
+    let threads = objects.iter().filter(|(_, object)| object.kind == IOTHREAD);
+    let info = |(id, object): (&String, &Kept)| {
+        let number = |name| object.properties.get(name).and_then(Value::as_i64).unwrap_or(0);
+        IoThreadInfo {
+            id: id.clone(),
+            thread_id,
+            poll_max_ns: number("poll-max-ns"),
+            poll_grow: number("poll-grow"),
+            poll_shrink: number("poll-shrink"),
+            aio_max_batch: number("aio-max-batch"),
+        }
     };
-    let format = asked.format.unwrap_or(QCryptoSecretFormat::Raw);
-    let is_coded = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=\n".contains(&byte);
-    if format == QCryptoSecretFormat::Base64 && name == "data" && !value.bytes().all(is_coded) {
-        return refuse("Base64 data contains invalid characters");
-    }
-    if let Some(file) = &asked.file {
-        let failed = |error| QmpError::generic(format!("Unable to read {file}: {error}"));
-        std::fs::File::open(file).map_err(failed)?;
-    }
-    let mut properties = Map::new();
-    properties.insert(name.to_owned(), value.clone().into());
-    properties.insert("format".to_owned(), format.as_str().into());
-    Ok(Kept { kind: "secret", properties })
+    threads.map(info).collect()
+}
+
+/// The properties of a secret.
+pub(super) fn secret(asked: SecretProperties) -> Kept {
+    let format = asked.format.unwrap_or(QCryptoSecretFormat::Raw).as_str().to_owned();
+    let values = [
+        ("data", asked.data),
+        ("file", asked.file),
+        ("format", Some(format)),
+        ("keyid", asked.keyid),
+        ("iv", asked.iv),
+    ];
+    let given =
+        values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into())));
+    Kept { kind: "secret", properties: given.collect() }
 }
 
 /// Keeps an object whose id nobody has.

@@ -94,6 +94,7 @@ impl Storage {
             }
             BlockCommand::QueryBlockExports => reply(&self.query_block_exports().await?),
             BlockCommand::QueryYank => reply(&self.query_yank().await?),
+            BlockCommand::QueryIothreads => reply(&self.query_iothreads().await?),
             BlockCommand::QomList(arguments) => reply(&self.qom_list(arguments).await?),
             BlockCommand::QomGet(arguments) => reply(&self.qom_get(arguments).await?),
             BlockCommand::QueryJobs => reply(&self.query_jobs().await?),

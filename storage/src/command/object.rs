@@ -2,12 +2,12 @@
 
 use ferry_api::QmpError;
 use ferry_api::command::{
-    AnyValue, ObjectDel, ObjectKind, ObjectOptions, ObjectPropertyInfo, QomGet, QomList, QomSet,
-    ThrottleLimits, reply,
+    AnyValue, IoThreadInfo, ObjectDel, ObjectKind, ObjectOptions, ObjectPropertyInfo, QomGet,
+    QomList, QomSet, ThrottleLimits, reply,
 };
 use ferry_block::filter::throttle::{self, ThrottleGroup};
 use ferry_block::net::{TlsCreds, TlsCredsOptions, TlsEndpoint, no_psk};
-use ferry_block::{BlockGraph, Error, ErrorKind};
+use ferry_block::{BlockGraph, Error, ErrorKind, Secret, SecretOptions};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -25,7 +25,18 @@ impl Storage {
         }
         match kind {
             ObjectKind::Iothread(thread) => self.keep(id, kept::iothread(&thread)?).await,
-            ObjectKind::Secret(secret) => self.keep(id, kept::secret(&secret)?).await,
+            ObjectKind::Secret(properties) => {
+                let options: SecretOptions = carry_over(&properties)?;
+                let add = move |graph: BlockGraph| async move {
+                    check_unused(&graph, &id)?;
+                    let secret = Secret::load(&graph, &options).await?;
+                    check_unused(&graph, &id)?;
+                    secret.register(&graph, &id);
+                    kept::add(&graph, id, kept::secret(properties));
+                    Ok(())
+                };
+                self.on_graph(add).await
+            }
             ObjectKind::ThrottleGroup(group) => {
                 let limits = throttle_limits(&group.limits.unwrap_or_default())?;
                 let add = move |graph: BlockGraph| async move {
@@ -55,6 +66,11 @@ impl Storage {
             Ok(())
         };
         self.on_graph(add).await
+    }
+
+    /// `query-iothreads`
+    pub(super) async fn query_iothreads(&self) -> Result<Vec<IoThreadInfo>> {
+        self.on_graph(|graph| async move { Ok(kept::iothreads(&graph, thread_id())) }).await
     }
 
     /// `qom-list` of all objects.
@@ -88,6 +104,7 @@ impl Storage {
     pub(super) async fn object_del(&self, arguments: ObjectDel) -> Result<()> {
         let id = arguments.id;
         let remove = move |graph: BlockGraph| async move {
+            Secret::unregister(&graph, &id);
             if TlsCreds::unregister(&graph, &id) || kept::remove(&graph, &id) {
                 return Ok(());
             }
@@ -138,6 +155,13 @@ impl Storage {
     }
 }
 
+/// The number of this thread on the host; 0 if it cannot be told.
+fn thread_id() -> i64 {
+    let link = std::fs::read_link("/proc/thread-self").unwrap_or_default();
+    let name = link.file_name().and_then(|name| name.to_str());
+    name.and_then(|name| name.parse().ok()).unwrap_or(0)
+}
+
 fn json(value: &impl Serialize) -> Result<Value> {
     serde_json::to_value(value).map_err(|error| QmpError::generic(error.to_string()))
 }
@@ -184,3 +208,7 @@ fn is_well_formed(id: &str) -> bool {
     id.starts_with(|first: char| first.is_ascii_alphabetic())
         && id.chars().all(|char| char.is_ascii_alphanumeric() || "-._".contains(char))
 }
+
+#[cfg(test)]
+#[path = "object_tests.rs"]
+mod tests;

@@ -72,6 +72,7 @@ fn options_that_make_no_sense_fail_the_job() {
         filename: String::new(),
         size: 0,
         preallocation: qcow2::Preallocation::Off,
+        extent_size_hint: None,
     });
     assert_eq!(start(&graph, "c0".into(), image).unwrap_err().kind(), ErrorKind::AlreadyExists);
 }

@@ -12,6 +12,7 @@ use crate::graph::BlockGraph;
 use crate::job::{Job, JobCtx, JobKind, JobOptions, JobRegistry, Settle};
 use crate::node::BlockNode;
 use crate::open::{BlockdevOptions, BlockdevRef};
+use crate::protocol::file;
 
 pub use options::{CreateFile, CreateImage, CreateQcow2};
 
@@ -70,18 +71,17 @@ async fn create_file(graph: &BlockGraph, options: &CreateFile) -> Result<()> {
         let text = "Unsupported preallocation mode 'metadata'";
         return Err(Error::new(ErrorKind::InvalidArgument, text));
     }
-    let path = options.filename.clone();
-    let made = graph.executor().engine().blocking(move || {
-        let mut open = std::fs::File::options();
-        open.create(true).write(true).truncate(false).open(path).map(drop)
-    });
-    let failed = |e| Error::from_io(e, format!("Could not create '{}'", options.filename));
-    made.await.map_err(failed)?;
+    let hint = options.extent_size_hint.unwrap_or(file::DEFAULT_EXTENT_SIZE_HINT.into());
+    let hint = u32::try_from(hint).map_err(|_large| {
+        Error::new(ErrorKind::InvalidArgument, "Extent size hint is too large")
+    })?;
+    file::create(graph.executor(), &options.filename).await?;
     // Emptied only under its locks: somebody may be using it.
     let node = graph.open(&BlockdevOptions::file(&options.filename)).await?;
     graph.disown(&node);
     let root = graph.add_backend(BackendKind::Job, "create", &node, ALONE)?;
     root.resize(0).await?;
+    file::hint_extent_size(graph.executor(), &options.filename, hint).await;
     root.resize(options.size).await?;
     match options.preallocation {
         qcow2::Preallocation::Off | qcow2::Preallocation::Metadata => {}
@@ -101,13 +101,13 @@ async fn create_file(graph: &BlockGraph, options: &CreateFile) -> Result<()> {
 }
 
 async fn create_qcow2(graph: &BlockGraph, options: &CreateQcow2) -> Result<()> {
-    let file = container(graph, &options.file, ChildRole::File).await?;
+    let image = container(graph, &options.file, ChildRole::File).await?;
     let data = match &options.data_file {
         Some(data) => Some(container(graph, data, ChildRole::Data).await?),
         None => None,
     };
     let data_name = data.as_ref().and_then(|data| data.node().filename());
-    qcow2::create(&file, data.as_ref(), &options.image(data_name)?).await
+    qcow2::create(&image, data.as_ref(), &options.image(data_name)?).await
 }
 
 /// The node that is to hold the image, with nobody else on it.

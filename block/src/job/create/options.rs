@@ -28,6 +28,8 @@ pub struct CreateFile {
     /// What is reserved or written at once.
     #[serde(default)]
     pub preallocation: Preallocation,
+    /// Bytes that the file system is to allocate at once (default 1 MiB).
+    pub extent_size_hint: Option<u64>,
 }
 
 /// A qcow2 image; the members are QMP's, described there.
@@ -70,7 +72,12 @@ impl CreateImage {
     /// A file of `size` bytes.
     pub fn file(filename: &str, size: u64) -> CreateImage {
         let filename = filename.to_owned();
-        CreateImage::File(CreateFile { filename, size, preallocation: Preallocation::Off })
+        CreateImage::File(CreateFile {
+            filename,
+            size,
+            preallocation: Preallocation::Off,
+            extent_size_hint: None,
+        })
     }
 
     /// A qcow2 image in a file that is there, over the image `backing`: its name and format.

@@ -138,6 +138,7 @@ impl Wire {
         match self.reply() {
             Reply::Simple { error, cookie } => {
                 assert_eq!(cookie, asked);
+                assert_ne!(command, READ, "answers to reads have structure, errors too");
                 error
             }
             Reply::Chunk { flags, kind, cookie, payload } => {
@@ -176,7 +177,7 @@ impl Wire {
     }
 }
 
-/// Serves a disk as `rw` and as `ro`; `test` is a client on a thread of its own.
+/// Serves a disk as `rw`, as `ro` and, with every write durable, as `wt`; `test` is a client on a thread of its own.
 fn converse(test: impl FnOnce(&Path) + Send + 'static) -> SimDisk {
     let executor = Executor::new(Clock::real()).unwrap();
     let graph = BlockGraph::new(executor.clone());
@@ -192,13 +193,11 @@ fn converse(test: impl FnOnce(&Path) + Send + 'static) -> SimDisk {
         graph.add(Some("disk"), disk, NodeOptions::default()).await.unwrap();
         let address = SocketAddress::unix(socket.to_str().unwrap());
         let server = Server::start(&graph, ServerOptions::new(address)).await.unwrap();
-        for (name, writable) in [("rw", true), ("ro", false)] {
+        for name in ["rw", "ro", "wt"] {
+            let (writable, writethrough) = (name != "ro", name == "wt");
+            let plain = ExportOptions::new(format!("export {name}"), "disk");
             let name = Some(name.to_owned());
-            let id = format!("export {writable}");
-            server
-                .add(ExportOptions { name, writable, ..ExportOptions::new(id, "disk") })
-                .await
-                .unwrap();
+            server.add(ExportOptions { name, writable, writethrough, ..plain }).await.unwrap();
         }
         let client = crate::thread::spawn("client", move || test(&socket)).unwrap();
         while !client.is_finished() {
@@ -256,6 +255,7 @@ fn what_leaves_the_export_is_refused_and_its_last_byte_is_not() {
         assert_eq!(wire.errno(0, READ, LEN - 4096, (1 << 20) + 1), EINVAL);
         assert_eq!(wire.read(0, LEN - 1, 1).0.len(), 1);
         assert_eq!(wire.errno(0, STATUS, LEN - 1, 2), EINVAL);
+        assert_eq!(wire.errno(0, STATUS, 0, 0), EINVAL);
         // Nobody may have a flag that its command does not know.
         assert_eq!(wire.errno(DF, WRITE, 0, 512), EINVAL);
         assert_eq!(wire.errno(0, 999, 0, 512), EINVAL);
@@ -280,9 +280,17 @@ fn fua_makes_durable_what_it_is_set_on() {
         let mut wire = Wire::connect(path, "rw");
         assert_eq!(wire.errno(FUA, WRITE, 512, 512), 0);
         assert_eq!(wire.errno(FUA | NO_HOLE, ZEROES, 1 << 20, 512), 0);
+        let mut wire = Wire::connect(path, "wt");
+        assert_eq!(wire.errno(0, WRITE, 16_384, 512), 0);
+        let mut wire = Wire::connect(path, "rw");
+        // Durable with the trim that follows it.
+        assert_eq!(wire.errno(0, WRITE, 32_768, 512), 0);
+        assert_eq!(wire.errno(FUA, TRIM, DATA[1].start, 4096), 0);
         assert_eq!(wire.errno(0, WRITE, 8192, 512), 0);
     });
     let durable = disk.durable();
+    assert_eq!(durable[32_768..33_280], [0xa5; 512]);
+    assert_eq!(durable[16_384..16_896], [0xa5; 512]);
     assert_eq!(durable[512..1024], [0xa5; 512]);
     assert_eq!(durable[1 << 20..(1 << 20) + 512], [0; 512]);
     assert_eq!(durable[8192..8704], [0; 512], "nobody asked for this");

@@ -1,5 +1,6 @@
 //! The `file` driver: a regular file or a block device of the host.
 
+mod create;
 mod locks;
 mod mark;
 mod options;
@@ -13,7 +14,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags, whole_sectors};
 use crate::edge::{Edge, EdgePerms, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
@@ -23,6 +24,7 @@ use crate::sys::{self, Way};
 use locks::ImageLocks;
 use mark::Mark;
 
+pub use create::{DEFAULT_EXTENT_SIZE_HINT, create, hint_extent_size};
 pub use options::{FileOptions, Locking};
 
 /// Longest single transfer, bytes: the kernel's own limit is just below 2 GiB.
@@ -316,7 +318,7 @@ impl BlockDriver for FileDriver {
         self.known_data.take();
         let resized = self.io.blocking(move |fd| File::from(fd.try_clone_to_owned()?).set_len(len));
         resized.await.map_err(|error| self.failed("resize", error))?;
-        self.len.set(len);
+        self.len.set(whole_sectors(len));
         Ok(())
     }
 
@@ -386,7 +388,9 @@ fn open_file(path: &Path, mode: FileMode) -> io::Result<Opened> {
 fn length(fd: BorrowedFd<'_>, kind: FileKind) -> io::Result<u64> {
     match kind {
         FileKind::BlockDevice => sys::device_len(fd),
-        FileKind::Regular => Ok(File::from(fd.try_clone_to_owned()?).metadata()?.len()),
+        FileKind::Regular => {
+            Ok(whole_sectors(File::from(fd.try_clone_to_owned()?).metadata()?.len()))
+        }
     }
 }
 

@@ -22,7 +22,9 @@ fn full(len: usize) -> IoBuf {
 
 async fn connect(graph: &BlockGraph, address: SocketAddress) -> BlockNode {
     let options = NbdOptions::new(address, Some("disk".to_owned()));
-    graph.open(&BlockdevOptions::new(DriverOptions::Nbd(options))).await.unwrap()
+    let options = BlockdevOptions::new(DriverOptions::Nbd(options));
+    let discard = Some(crate::open::DiscardMode::Unmap);
+    graph.open(&BlockdevOptions { discard, ..options }).await.unwrap()
 }
 
 /// Runs `test` on a client of a server of ours over a simulated disk.
@@ -68,13 +70,18 @@ fn holes_are_zeroes_whatever_was_in_the_buffer() {
     });
 }
 
-/// Agrees on structured replies and answers the first read with half of what was asked for.
-fn half_a_server(listener: &UnixListener) -> std::io::Result<UnixStream> {
+/// Agrees on structured replies and `base:allocation`, and answers the first request, of which it is
+/// told cookie and offset, with these bytes.
+fn answer(
+    listener: &UnixListener,
+    reply: impl FnOnce(&[u8], &[u8]) -> Vec<u8>,
+) -> std::io::Result<UnixStream> {
     let (mut stream, _) = listener.accept()?;
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
     let mut answers = Vec::new();
     encode_reply(11, 1 << 31 | 1, b"no", &mut answers);
     encode_reply(8, 1, &[], &mut answers);
+    encode_reply(10, 4, b"\0\0\0\x07base:allocation", &mut answers);
     encode_reply(10, 1, &[], &mut answers);
     encode_reply(7, 3, b"\0\0\0\0\0\0\0\x10\0\0\0\x81", &mut answers);
     encode_reply(7, 1, &[], &mut answers);
@@ -90,28 +97,95 @@ fn half_a_server(listener: &UnixListener) -> std::io::Result<UnixStream> {
             break seen[start..start + 28].to_vec();
         }
     };
-    let (cookie, offset) = (&request[8..16], &request[16..24]);
-    let head = [&[0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1], cookie, &[0, 0, 1, 8]].concat();
-    stream.write_all(&[&head[..], offset, &[1; 256]].concat())?;
+    stream.write_all(&reply(&request[8..16], &request[16..24]))?;
     Ok(stream)
 }
 
-#[test]
-fn less_data_than_was_asked_for_is_an_error() {
+fn chunk(flags: u16, kind: u16, cookie: &[u8], payload: &[&[u8]]) -> Vec<u8> {
+    let payload = payload.concat();
+    let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [&0x668e_33ef_u32.to_be_bytes()[..], &flags.to_be_bytes(), &kind.to_be_bytes()];
+    [&head.concat(), cookie, &len, &payload].concat()
+}
+
+/// What `test` finds on a disk whose server answers its first request like that.
+fn with_answer<T>(
+    reply: impl FnOnce(&[u8], &[u8]) -> Vec<u8> + Send + 'static,
+    test: impl AsyncFnOnce(&BlockNode) -> T,
+) -> T {
     let executor = Executor::new(Clock::real()).unwrap();
     let graph = BlockGraph::new(executor.clone());
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let listener = UnixListener::bind(&socket).unwrap();
-    let server = crate::thread::spawn("half", move || half_a_server(&listener)).unwrap();
-    executor.block_on(async {
+    let server = crate::thread::spawn("fake", move || answer(&listener, reply)).unwrap();
+    let found = executor.block_on(async {
         let mut options = NbdOptions::new(SocketAddress::unix(socket.to_str().unwrap()), None);
         options.export = Some("disk".to_owned());
         let mut all = BlockdevOptions::new(DriverOptions::Nbd(options));
         all.auto_read_only = Some(true);
-        let node = graph.open(&all).await.unwrap();
-        let error = node.read(0, full(512)).await.unwrap_err();
-        assert!(error.to_string().contains("less data came"), "{error}");
+        test(&graph.open(&all).await.unwrap()).await
     });
     drop(server.join().unwrap());
+    found
+}
+
+/// The error of a read of 512 bytes from the start.
+fn refused(reply: impl FnOnce(&[u8], &[u8]) -> Vec<u8> + Send + 'static) -> String {
+    let read = async |node: &BlockNode| node.read(0, full(512)).await.unwrap_err().to_string();
+    with_answer(reply, read)
+}
+
+#[test]
+fn answers_that_break_the_protocol_are_errors() {
+    const DONE: u16 = 1;
+    let half = refused(|cookie, at| chunk(DONE, 1, cookie, &[at, &[1; 256]]));
+    assert!(half.contains("less data came"), "{half}");
+    let long = refused(|cookie, at| chunk(DONE, 1, cookie, &[at, &[1; 513]]));
+    assert!(long.contains("data of what was not asked"), "{long}");
+    let hole = refused(|cookie, at| chunk(DONE, 2, cookie, &[at, &513_u32.to_be_bytes()]));
+    assert!(hole.contains("a hole where nothing was asked"), "{hole}");
+    let empty = refused(|cookie, _| chunk(0, 0, cookie, &[]));
+    assert!(empty.contains("an empty chunk is not the last"), "{empty}");
+    let simple = refused(|cookie, _| {
+        [&0x6744_6698_u32.to_be_bytes()[..], &[0; 4], cookie, &[1; 512]].concat()
+    });
+    assert!(simple.contains("a read is answered without structure"), "{simple}");
+    let chatty = refused(|cookie, _| chunk(DONE, 1 << 15 | 1, cookie, &[&[0; 70_000]]));
+    assert!(chatty.contains("a chunk is too long"), "{chatty}");
+    let status = refused(|cookie, _| chunk(DONE, 5, cookie, &[&[0, 0, 0, 7], &[0; 8]]));
+    assert!(status.contains("a status"), "{status}");
+    let unknown = refused(|cookie, _| chunk(DONE, 77, cookie, &[]));
+    assert!(unknown.contains("a chunk of an unknown kind"), "{unknown}");
+    let strange = refused(|_, at| chunk(DONE, 1, &[9; 8], &[at, &[1; 512]]));
+    assert!(strange.contains("a reply to what was not asked"), "{strange}");
+}
+
+#[test]
+fn only_what_is_said_to_be_zero_is_taken_for_zero() {
+    let status = |context: u8, flags: u8| {
+        let map = async |node: &BlockNode| node.map(0..4096).await;
+        let bytes = [0, 0, 0, context, 0, 0, 0x10, 0, 0, 0, 0, flags];
+        with_answer(move |cookie, _| chunk(1, 5, cookie, &[&bytes]), map)
+    };
+    for (flags, kind) in
+        [(0, ExtentKind::Data), (1, ExtentKind::Data), (2, ExtentKind::Zero), (3, ExtentKind::Zero)]
+    {
+        assert_eq!(status(7, flags).unwrap(), Extent { kind, len: 4096 }, "{flags}");
+    }
+    let other = status(6, 0).unwrap_err().to_string();
+    assert!(other.contains("a status that was not asked for"), "{other}");
+}
+
+#[test]
+fn zeroes_keep_their_space_unless_it_may_be_given_back() {
+    with_disk(async |disk, node| {
+        disk.fill(0, &[7; 1 << 19]);
+        node.write_zeroes(0..1 << 18, WriteFlags::NONE).await.unwrap();
+        assert_eq!(disk.data_bytes(), 1 << 19);
+        node.write_zeroes(1 << 18..1 << 19, WriteFlags::UNMAP).await.unwrap();
+        // The piece at the seam of two steps stays.
+        let left = disk.data_bytes();
+        assert!(left == 1 << 18 || left == (1 << 18) + 4096, "{left}");
+    });
 }

@@ -19,7 +19,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags, whole_sectors};
 use crate::edge::{Edge, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
@@ -121,6 +121,23 @@ impl NbdDriver {
         self.session.facts().can(export::SEND_FUA)
     }
 
+    /// What of a range the server has: the last sector of an export may be cut off.
+    fn inside(&self, range: Range<u64>) -> Option<Range<u64>> {
+        let end = range.end.min(self.session.facts().size);
+        (range.start < end).then_some(range.start..end)
+    }
+
+    /// A buffer for what the server has from `at`, and one for what lies behind its end.
+    fn split(&self, at: u64, buf: IoBuf) -> (IoBuf, Option<IoBuf>) {
+        let there = self.session.facts().size.saturating_sub(at);
+        match usize::try_from(there) {
+            Ok(there) if there < buf.len() => {
+                (buf.slice(0..there), Some(buf.slice(there..buf.len())))
+            }
+            _ => (buf, None),
+        }
+    }
+
     fn need(&self, flag: u16, what: &str) -> Result<()> {
         if self.session.facts().can(flag) {
             return Ok(());
@@ -144,7 +161,7 @@ impl BlockDriver for NbdDriver {
     }
 
     fn len(&self) -> u64 {
-        self.session.facts().size
+        whole_sectors(self.session.facts().size)
     }
 
     fn filename(&self) -> Option<String> {
@@ -160,13 +177,27 @@ impl BlockDriver for NbdDriver {
     }
 
     async fn read(&self, at: u64, into: IoBuf) -> Result<()> {
-        self.request(Command::Read { at, into }).await?;
+        let (into, beyond) = self.split(at, into);
+        if let Some(beyond) = beyond {
+            beyond.fill_zero();
+        }
+        if !into.is_empty() {
+            self.request(Command::Read { at, into }).await?;
+        }
         Ok(())
     }
 
     async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
         let fua = flags.fua && self.has_fua();
-        self.request(Command::Write { at, from, fua }).await?;
+        let (from, beyond) = self.split(at, from);
+        // Zeroes are what is there already.
+        if beyond.is_some_and(|beyond| !beyond.is_zero()) {
+            let (name, end) = (self.options.filename(), self.session.facts().size);
+            return Err(Error::new(ErrorKind::NoSpace, format!("{name} ends at byte {end}")));
+        }
+        if !from.is_empty() {
+            self.request(Command::Write { at, from, fua }).await?;
+        }
         if flags.fua && !fua { self.flush().await } else { Ok(()) }
     }
 
@@ -177,13 +208,17 @@ impl BlockDriver for NbdDriver {
         }
         let fua = flags.fua && self.has_fua();
         let wire = WriteFlags { fua, ..flags };
-        self.request(Command::WriteZeroes { range, flags: wire }).await?;
+        if let Some(range) = self.inside(range) {
+            self.request(Command::WriteZeroes { range, flags: wire }).await?;
+        }
         if flags.fua && !fua { self.flush().await } else { Ok(()) }
     }
 
     async fn discard(&self, range: Range<u64>) -> Result<()> {
         self.need(export::SEND_TRIM, "cannot discard")?;
-        self.request(Command::Trim { range }).await?;
+        if let Some(range) = self.inside(range) {
+            self.request(Command::Trim { range }).await?;
+        }
         Ok(())
     }
 
@@ -199,6 +234,9 @@ impl BlockDriver for NbdDriver {
         if self.session.facts().context.is_none() {
             return Ok(Extent { kind: ExtentKind::Data, len: asked });
         }
+        let Some(range) = self.inside(range) else {
+            return Ok(Extent { kind: ExtentKind::Zero, len: asked });
+        };
         // Whole blocks around what is asked for, as many as a length can say.
         let block = u64::from(self.limits.request_alignment);
         let start = range.start & !(block - 1);
@@ -215,7 +253,7 @@ impl BlockDriver for NbdDriver {
             None => ExtentKind::Data,
         };
         let len = found.len.saturating_sub(range.start - start);
-        Ok(Extent { kind, len: len.min(asked) })
+        Ok(Extent { kind, len: len.min(range.end - range.start) })
     }
 
     async fn resize(&self, len: u64) -> Result<()> {

@@ -64,7 +64,7 @@ impl Rig {
 #[test]
 fn it_is_a_disk() {
     Rig::new().run(async |rig| {
-        rig.disk(CONFORMANCE_LEN + 777).await;
+        rig.disk(CONFORMANCE_LEN + 1536).await;
         let server = rig.serve().await;
         rig.export(&server).await;
         let node = rig.connect(rig.options()).await.unwrap();

@@ -122,6 +122,23 @@ fn block_sizes_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn flags_and_contexts_count_only_if_they_are_what_was_asked_for() {
+    let (_, found) = haggle(false, |option| match option {
+        opt::GO => {
+            let info = [&[0, 0][..], &(1_u64 << 20).to_be_bytes(), &[0, 0xfe]].concat();
+            vec![(rep::INFO, info), (rep::ACK, Vec::new())]
+        }
+        option => good(option),
+    });
+    assert_eq!(found.unwrap().flags, 0, "the lowest flag says whether the others mean anything");
+    let (_, found) = haggle(false, |option| match option {
+        opt::SET_META_CONTEXT => vec![(rep::META_CONTEXT, b"\0\0\0\x07base:other".to_vec())],
+        option => good(option),
+    });
+    assert!(found.unwrap_err().to_string().contains("a metadata context"));
+}
+
+#[test]
 fn no_reply_makes_it_panic() {
     let mut random = Rng::new(0x6e62_6403);
     for _ in 0..20_000 {

@@ -88,6 +88,41 @@ fn qemu_storage_daemon_serves_us() {
     drop(peer);
 }
 
+#[test]
+fn the_last_sector_of_an_export_may_be_cut_off() {
+    if !have_tool("nbdkit") {
+        return;
+    }
+    let (_folder, _disk, socket) = folder(8);
+    let peer = Peer::start("nbdkit", &["-f", "-U", &socket, "memory", "1000"]);
+    with_client(at(&socket, ""), async |_executor, node| {
+        assert_eq!(node.len(), 1024);
+        node.write(0, IoBuf::from_vec(&[7; 1000]), WriteFlags::NONE).await.unwrap();
+        let all = IoBuf::from_vec(&[0xee; 1024]);
+        node.read(0, all.clone()).await.unwrap();
+        assert_eq!(all.to_vec(), [&[7; 1000][..], &[0; 24]].concat());
+        let tail = IoBuf::from_vec(&[0xee; 10]);
+        node.read(1010, tail.clone()).await.unwrap();
+        assert!(tail.is_zero());
+        let found = node.map(0..1024).await.unwrap();
+        assert_eq!(found, Extent { kind: ExtentKind::Data, len: 1000 });
+        let found = node.map(1000..1024).await.unwrap();
+        assert_eq!(found, Extent { kind: ExtentKind::Zero, len: 24 });
+        // Nothing but zeroes can be behind the end.
+        let mut bytes = [[8; 512], [0; 512]].concat();
+        node.write(0, IoBuf::from_vec(&bytes), WriteFlags::NONE).await.unwrap();
+        node.write(1000, IoBuf::alloc(24), WriteFlags::NONE).await.unwrap();
+        bytes[1023] = 1;
+        let error = node.write(0, IoBuf::from_vec(&bytes), WriteFlags::NONE).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::NoSpace, "{error}");
+        node.write_zeroes(0..1024, WriteFlags::UNMAP).await.unwrap();
+        node.discard(512..1024).await.unwrap();
+        node.read(0, all.clone()).await.unwrap();
+        assert!(all.is_zero());
+    });
+    drop(peer);
+}
+
 /// Every way in which nbdkit can be less than the best server.
 #[test]
 fn nbdkit_serves_us() {
