@@ -1,44 +1,25 @@
 //! The dirty bitmaps of a source go to the target.
 
+use ferry_block::BitmapOptions;
 use ferry_block::bitmap::DirtyBitmap;
 use ferry_block::format::qcow2::Qcow2Driver;
 use ferry_block::format::qcow2::bitmap::{load_bitmap, load_directory};
-use ferry_block::{BitmapOptions, BlockNode};
 
 use crate::failure::{Failure, Result};
 use crate::session::{Image, Session};
 
-/// Copies them, once everything else is there: the target stores them when it is closed.
-pub(super) async fn copy(
-    session: &Session,
-    sources: &[Image],
-    target: &Image,
-    skip_broken: bool,
-) -> Result<()> {
+/// A bitmap and its name.
+type Named = (String, DirtyBitmap);
+
+/// The bitmaps of the only source.
+pub(super) async fn load(sources: &[Image], skip_broken: bool) -> Result<Vec<Named>> {
     let [source] = sources else {
         return Err(Failure::new("Copying bitmaps only possible with single source"));
     };
-    let driver = |node: &BlockNode| node.driver::<Qcow2Driver>().is_some();
-    if !driver(&source.node) {
+    let Some(driver) = source.node.driver::<Qcow2Driver>() else {
         return Err(Failure::new("This will not copy bitmaps: the source has none"));
-    }
-    if !driver(&target.node) {
-        return Err(Failure::new("Format driver of the target does not support bitmaps"));
-    }
-    for (name, bits) in load(source, skip_broken).await? {
-        let granularity = Some(bits.granularity());
-        let options = BitmapOptions { name, granularity, persistent: true, disabled: false };
-        let change = session.graph.add_bitmap(target.node.name(), &options)?;
-        change.bitmap().bits.replace(bits);
-        change.commit();
-    }
-    Ok(())
-}
-
-/// The bitmaps of an image, by name.
-async fn load(source: &Image, skip_broken: bool) -> Result<Vec<(String, DirtyBitmap)>> {
+    };
     let mut bitmaps = Vec::new();
-    let Some(driver) = source.node.driver::<Qcow2Driver>() else { return Ok(bitmaps) };
     let (file, header) = (driver.file(), driver.header());
     let Some(extension) = header.bitmaps() else { return Ok(bitmaps) };
     for entry in load_directory(&file, extension, header.geometry).await? {
@@ -57,4 +38,19 @@ async fn load(source: &Image, skip_broken: bool) -> Result<Vec<(String, DirtyBit
         bitmaps.push((name, load_bitmap(&file, &header, &entry).await?));
     }
     Ok(bitmaps)
+}
+
+/// Gives them to the target, once everything else is there: it stores them when it is closed.
+pub(super) fn store(session: &Session, bitmaps: Vec<Named>, target: &Image) -> Result<()> {
+    if target.node.driver::<Qcow2Driver>().is_none() {
+        return Err(Failure::new("Format driver of the target does not support bitmaps"));
+    }
+    for (name, bits) in bitmaps {
+        let granularity = Some(bits.granularity());
+        let options = BitmapOptions { name, granularity, persistent: true, disabled: false };
+        let change = session.graph.add_bitmap(target.node.name(), &options)?;
+        change.bitmap().bits.replace(bits);
+        change.commit();
+    }
+    Ok(())
 }

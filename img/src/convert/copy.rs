@@ -225,7 +225,10 @@ impl Work {
             }
         };
         let kind = match kind {
-            ExtentKind::Absent if source.base.is_none() => ExtentKind::Zero,
+            ExtentKind::Absent if source.base.is_some() => ExtentKind::Absent,
+            // Everything shall occupy space.
+            _ if self.copy.sparse == 0 => ExtentKind::Data,
+            ExtentKind::Absent => ExtentKind::Zero,
             kind => kind,
         };
         self.known.replace((kind, at..at + len));
@@ -333,7 +336,7 @@ impl Work {
 
     async fn put(&self, at: u64, buf: IoBuf) -> Result<()> {
         let flags = if self.copy.compressed { WriteFlags::COMPRESSED } else { WriteFlags::NONE };
-        if self.copy.compressed && self.copy.zero && buf.is_zero() {
+        if self.copy.compressed && self.copy.zero && self.copy.sparse != 0 && buf.is_zero() {
             return Ok(());
         }
         let result = self.copy.target.write(at, buf, flags).await;
@@ -342,12 +345,10 @@ impl Work {
 
     async fn zeroes(&self, range: Range<u64>) -> Result<()> {
         let at = range.start;
-        let result = match (self.copy.zero, self.copy.sparse) {
-            (true, 1..) => return Ok(()),
-            // Everything shall occupy space.
-            (_, 0) => self.copy.target.write_zeroes(range, WriteFlags::NONE).await,
-            (false, _) => self.copy.target.write_zeroes(range, WriteFlags::UNMAP).await,
-        };
+        if self.copy.zero {
+            return Ok(());
+        }
+        let result = self.copy.target.write_zeroes(range, WriteFlags::UNMAP).await;
         result.map_err(|error| Failure::new(format!("error while writing at byte {at}: {error}")))
     }
 

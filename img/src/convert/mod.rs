@@ -120,6 +120,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             ));
         }
         let sources = open_sources(session, arguments, sources).await?;
+        // What cannot be copied is said before there is a target.
+        let bitmaps = if arguments.bitmaps {
+            bitmaps::load(&sources, arguments.skip_broken_bitmaps).await?
+        } else {
+            Vec::new()
+        };
         let len = sources.iter().map(Image::len).sum();
         let target = open_target(session, arguments, target, len).await?;
         if target.len() < len {
@@ -151,7 +157,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         }
         progress.finish();
         if arguments.bitmaps {
-            bitmaps::copy(session, &sources, &target, arguments.skip_broken_bitmaps).await?;
+            bitmaps::store(session, bitmaps, &target)?;
         }
         Ok(0)
     })
@@ -181,6 +187,10 @@ fn check(arguments: &Arguments) -> Result<()> {
     }
     if arguments.compress && arguments.target_format != "qcow2" {
         return refuse("Compression not supported for this file format");
+    }
+    if arguments.bitmaps && !arguments.no_create && arguments.target_format != "qcow2" {
+        let format = &arguments.target_format;
+        return refuse(&format!("Format driver '{format}' does not support bitmaps"));
     }
     if arguments.skip_broken_bitmaps && !arguments.bitmaps {
         return refuse("Use of --skip-broken-bitmaps requires --bitmaps");

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::rig::{OURS, Rig};
@@ -97,6 +98,12 @@ fn bitmaps_are_measured_and_broken_ones_left_out() {
     rig.same_json("info --output json top.qcow2");
     rig.same_text("info top.qcow2");
     rig.both("convert --bitmaps -O qcow2 top.qcow2 o.qcow2");
+    for arguments in
+        ["convert --bitmaps -O qcow2 top.qcow2 none", "convert --bitmaps top.qcow2 none"]
+    {
+        rig.run(OURS, arguments);
+        assert!(!Path::new(&rig.path("none")).exists(), "{arguments} left a target behind");
+    }
     rig.both("convert --bitmaps --skip-broken-bitmaps -O qcow2 top.qcow2 o.qcow2");
     let names = |program: &str| {
         rig.run(program, "convert --bitmaps --skip-broken-bitmaps -O qcow2 top.qcow2 o.qcow2");
@@ -105,6 +112,19 @@ fn bitmaps_are_measured_and_broken_ones_left_out() {
         info["format-specific"]["data"]["bitmaps"].clone()
     };
     assert_eq!(names(OURS), names("qemu-img"));
+}
+
+#[test]
+fn a_target_without_holes_has_none() {
+    let Some(rig) = Rig::empty() else { return };
+    rig.qemu_img("create -q -f qcow2 empty.qcow2 1M");
+    for format in ["qcow2", "raw"] {
+        rig.run(OURS, &format!("convert -S 0 -O {format} empty.qcow2 full.{format}"));
+        let map = rig.qemu_img(&format!("map -f {format} --output json full.{format}")).stdout;
+        let map: serde_json::Value = serde_json::from_slice(&map).unwrap();
+        let extents: Vec<_> = map.as_array().unwrap().iter().collect();
+        assert!(extents.iter().all(|extent| extent["data"] == true), "{format}: {extents:?}");
+    }
 }
 
 #[test]
