@@ -29,7 +29,7 @@ impl Location {
                 return Ok(Location::Protocol(options["file"].take()));
             }
             let driver = options.get("driver").and_then(Value::as_str);
-            let protocol = matches!(driver, Some("file" | "host_device" | "nbd"));
+            let protocol = matches!(driver, Some("file" | "host_device" | "nbd" | "null-co"));
             return Ok(if protocol {
                 Location::Protocol(options)
             } else {
@@ -106,6 +106,8 @@ mod tests {
             Location::parse("nbds+unix:///e?socket=s&tls-creds=c").unwrap().protocol().unwrap();
         let parts = ["driver", "export", "tls-creds"].map(|key| nbd[key].as_str().unwrap());
         assert_eq!(parts, ["nbd", "e", "c"]);
+        let null = Location::parse("null-co://").unwrap();
+        assert_eq!(null, Location::Protocol(json!({"driver": "null-co"})));
         let raw = Location::parse(r#"json:{"driver": "raw", "file": "f"}"#).unwrap();
         assert!(matches!(raw, Location::Image(_)));
         let file = Location::Protocol(json!({"driver": "file", "filename": "f"}));

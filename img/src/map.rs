@@ -1,9 +1,11 @@
 //! `map`: where the bytes of an image are.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use clap::Args;
 use ferry_block::format::qcow2::Qcow2Driver;
+use ferry_block::protocol::nbd::{NbdDriver, Status};
 use ferry_block::{BlockNode, ChildRole, ExtentKind};
 
 use crate::failure::{Failure, Result};
@@ -181,6 +183,9 @@ impl Tables {
 /// What the bytes from `at` are, in the first image of the chain that says so.
 async fn entry(top: &BlockNode, tables: &mut Tables, at: u64, end: u64) -> Result<Entry> {
     let mut node = top.skip_filters();
+    if let Some(status) = chosen_status(&node, at..end).await? {
+        return Ok(of_status(&node, at, status));
+    }
     let (mut end, mut depth) = (end, 0);
     loop {
         let extent = node.map(at..end).await?;
@@ -215,5 +220,28 @@ async fn entry(top: &BlockNode, tables: &mut Tables, at: u64, end: u64) -> Resul
             offset,
             file: data_file.map_or(node, |edge| edge.node()).filename(),
         });
+    }
+}
+
+/// What the metadata context says that the user wants to see instead of the allocation.
+async fn chosen_status(node: &BlockNode, range: Range<u64>) -> Result<Option<Status>> {
+    match node.driver::<NbdDriver>() {
+        Some(driver) => Ok(driver.chosen_status(range).await?),
+        None => Ok(None),
+    }
+}
+
+/// Such a status as `qemu-img` shows it: scripts look for `"data": false` to find what is dirty.
+fn of_status(node: &BlockNode, at: u64, status: Status) -> Entry {
+    let Status { hole, zero, len } = status;
+    Entry {
+        start: at,
+        len,
+        depth: 0,
+        present: !hole || zero,
+        zero,
+        data: !hole,
+        offset: (!hole || zero).then_some(at),
+        file: node.filename(),
     }
 }

@@ -1,4 +1,5 @@
-//! Names that stand for a node other than a file: addresses of NBD exports, and images with faults.
+//! Names that stand for a node other than a file: addresses of NBD exports, images with faults, and
+//! disks without storage.
 
 use serde_json::{Value, json};
 
@@ -6,12 +7,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::nbd::NbdOptions;
 
 /// The options of the node that `name` stands for, as `blockdev-add` takes them: one of
-/// [`NbdOptions::from_filename`], or `blkdebug:[RULES]:IMAGE` with a file of rules. `None` for all
-/// other names, which are paths.
+/// [`NbdOptions::from_filename`], `blkdebug:[RULES]:IMAGE` with a file of rules, or `null-co://`.
+/// `None` for all other names, which are paths.
 ///
 /// # Errors
 /// `InvalidArgument`: it begins like such a name but is none.
 pub fn protocol_name(name: &str) -> Option<Result<Value>> {
+    if name == "null-co://" {
+        return Some(Ok(json!({"driver": "null-co"})));
+    }
     match name.strip_prefix("blkdebug:") {
         Some(rest) => Some(blkdebug(rest)),
         None => NbdOptions::from_filename(name).map(|options| nbd(&options?)),
@@ -59,7 +63,8 @@ mod tests {
         assert_eq!(options("blkdebug::file:a:b")["image"], file);
         assert_eq!(options("blkdebug::nbd://h/e")["image"]["driver"], "nbd");
         assert_eq!(options("nbd://h/e")["driver"], "nbd");
-        assert!(protocol_name("a:b").is_none());
+        assert_eq!(options("null-co://"), json!({"driver": "null-co"}));
+        assert!(protocol_name("a:b").is_none() && protocol_name("null-co").is_none());
         for bad in ["blkdebug:x", "blkdebug::blkdebug::x", "blkdebug::nbd:"] {
             assert!(protocol_name(bad).unwrap().is_err(), "{bad}");
         }

@@ -92,7 +92,49 @@ pub fn abandonable(graph: &BlockGraph) -> Vec<String> {
     alive.map(|(name, _)| name.clone()).collect()
 }
 
+/// What the server says of the first bytes of a range, read as if it were their allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// They take no space. Of another context than the allocation this is the lowest bit: dirty.
+    pub hole: bool,
+    /// They read as zeroes. Of another context: the bit above.
+    pub zero: bool,
+    /// For how many bytes this holds: at least one, at most what was asked about.
+    pub len: u64,
+}
+
 impl NbdDriver {
+    /// What the context that `x-dirty-bitmap` names says of the first bytes of `range`; `None` when
+    /// the user named none.
+    ///
+    /// # Errors
+    /// The server answers with an error, or not at all.
+    pub async fn chosen_status(&self, range: Range<u64>) -> Result<Option<Status>> {
+        match self.options.x_dirty_bitmap {
+            Some(_) => self.status(range).await,
+            None => Ok(None),
+        }
+    }
+
+    /// What the context that was agreed on says; `None` when the server knows nothing.
+    async fn status(&self, range: Range<u64>) -> Result<Option<Status>> {
+        let asked = range.end - range.start;
+        let Some(range) = self.inside(range) else {
+            return Ok(Some(Status { hole: true, zero: true, len: asked }));
+        };
+        // Whole blocks around what is asked for, as many as a length can say.
+        let block = u64::from(self.limits.request_alignment);
+        let start = range.start & !(block - 1);
+        let len = (range.end - start).next_multiple_of(block).min(self.limits.max_zeroes);
+        let around = start..start + len;
+        let Answer::Status(found) = self.request(Command::Status { range: around }).await? else {
+            return Ok(None);
+        };
+        let len = found.len.saturating_sub(range.start - start).min(range.end - range.start);
+        let (hole, zero) = (found.flags & state::HOLE != 0, found.flags & state::ZERO != 0);
+        Ok(Some(Status { hole, zero, len }))
+    }
+
     fn new(session: Rc<Session>, options: NbdOptions) -> NbdDriver {
         let facts = session.facts();
         let block = u64::from(facts.min_block);
@@ -231,29 +273,15 @@ impl BlockDriver for NbdDriver {
 
     async fn map(&self, range: Range<u64>) -> Result<Extent> {
         let asked = range.end - range.start;
-        if self.session.facts().context.is_none() {
-            return Ok(Extent { kind: ExtentKind::Data, len: asked });
-        }
-        let Some(range) = self.inside(range) else {
-            return Ok(Extent { kind: ExtentKind::Zero, len: asked });
-        };
-        // Whole blocks around what is asked for, as many as a length can say.
-        let block = u64::from(self.limits.request_alignment);
-        let start = range.start & !(block - 1);
-        let len = (range.end - start).next_multiple_of(block).min(self.limits.max_zeroes);
-        let around = start..start + len;
-        let Answer::Status(found) = self.request(Command::Status { range: around }).await? else {
-            return Ok(Extent { kind: ExtentKind::Data, len: asked });
-        };
-        let kind = match self.options.x_dirty_bitmap {
-            Some(_) if found.flags & state::DIRTY != 0 => ExtentKind::Data,
-            Some(_) => ExtentKind::Absent,
+        // What the user has chosen to see instead says nothing about the content.
+        let told = self.options.x_dirty_bitmap.is_none() && self.session.facts().context.is_some();
+        let status = if told { self.status(range).await? } else { None };
+        Ok(match status {
             // A hole that is not said to be zero may read as anything.
-            None if found.flags & state::ZERO != 0 => ExtentKind::Zero,
-            None => ExtentKind::Data,
-        };
-        let len = found.len.saturating_sub(range.start - start);
-        Ok(Extent { kind, len: len.min(range.end - range.start) })
+            Some(Status { zero: true, len, .. }) => Extent { kind: ExtentKind::Zero, len },
+            Some(Status { len, .. }) => Extent { kind: ExtentKind::Data, len },
+            None => Extent { kind: ExtentKind::Data, len: asked },
+        })
     }
 
     async fn resize(&self, len: u64) -> Result<()> {

@@ -29,8 +29,9 @@ pub struct NbdOptions {
     /// For how many seconds opening tries again while the server cannot be reached.
     #[serde(default)]
     pub open_timeout: u32,
-    /// Metadata context to show instead of the allocation, such as `qemu:dirty-bitmap:NAME`: dirty
-    /// is shown as data and clean as absent.
+    /// Metadata context that `ferry img map` is to show instead of the allocation, such as
+    /// `qemu:dirty-bitmap:NAME`. Its bits are read as if they were the allocation's, as QEMU reads
+    /// them: what is dirty looks like a hole. Nothing else believes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_dirty_bitmap: Option<String>,
     /// How many connections to share the work, where the server allows more than one.
