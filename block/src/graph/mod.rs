@@ -218,7 +218,8 @@ impl BlockGraph {
 
     /// The node of that name.
     pub fn node(&self, name: &str) -> Option<BlockNode> {
-        self.nodes().into_iter().find(|node| node.name() == name)
+        // The newest: one that is reopened has its successor's name until that has its place.
+        self.nodes().into_iter().rev().find(|node| node.name() == name)
     }
 
     /// Every root, in the order they were made.

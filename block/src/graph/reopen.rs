@@ -8,28 +8,38 @@
 use std::rc::Rc;
 
 use super::ownership::children_first;
-use super::{BlockGraph, Edit, perms};
-use crate::edge::{Edge, EdgePerms, PermRule};
+use super::{BlockGraph, Drained, Edit, perms};
+use crate::edge::{ChildRole, Edge, EdgePerms, PermRule};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::qcow2::{BackingRef, Qcow2Driver};
 use crate::node::BlockNode;
-use crate::open::BlockdevOptions;
+use crate::open::{BlockdevOptions, DriverOptions};
 
 /// An old node that has let go of everything, and how to give it back.
 struct Retired {
     node: BlockNode,
     was_active: bool,
-    /// Its edges with the permissions they had.
-    edges: Vec<(Edge, PermRule, EdgePerms)>,
+    edges: Vec<Held>,
 }
 
+/// An edge with the permissions it had.
+type Held = (Edge, PermRule, EdgePerms);
+
 impl BlockGraph {
-    /// Opens each node again with the options given, all of them or none. Requests wait meanwhile.
+    /// Opens each node again with the options given, all of them or none, and with them those nodes
+    /// below that the options describe under the names that they have. Requests wait meanwhile.
     ///
     /// # Errors
     /// A node is not there, or the first of them cannot be opened like that. Then everything is as
     /// before, unless an old node cannot be taken back: that is logged, and the node stays inactive.
     pub async fn reopen(&self, options: &[BlockdevOptions]) -> Result<()> {
-        let nodes = self.to_reopen(options)?;
+        let mut all = Vec::new();
+        for options in options {
+            self.unfold(options.clone(), &mut all);
+        }
+        let nodes = self.to_reopen(&all)?;
+        let (options, nodes) = self.children_before_parents(all, nodes);
+        let owned: Vec<bool> = nodes.iter().map(|node| self.is_owned(node)).collect();
         let drained = self.drain_nodes(nodes.clone(), &[]).await;
         let known = self.nodes();
         let mut retired = Vec::new();
@@ -45,7 +55,8 @@ impl BlockGraph {
             }
         }
         let mut successors = Vec::new();
-        let mut result = self.open_successors(options, &mut successors).await;
+        let mut result = self.open_successors(&options, &mut successors).await;
+        result = result.and_then(|()| refuse_cycles(&successors, &nodes));
         let forth = successors
             .iter()
             .zip(&nodes)
@@ -56,13 +67,7 @@ impl BlockGraph {
                 let is_new = |node: &BlockNode| !known.iter().any(|other| other.is_same(node));
                 result = self.activate_new(&retired, is_new).await;
                 if result.is_err() {
-                    let back = successors
-                        .iter()
-                        .zip(&nodes)
-                        .fold(Edit::new(), |edit, (new, old)| edit.replace(new, old, &[]));
-                    if let Err(error) = self.apply(&back, &drained) {
-                        tracing::error!("nodes cannot be taken back: {error}");
-                    }
+                    self.put_back(&successors, &nodes, &drained);
                 }
             }
         }
@@ -73,11 +78,38 @@ impl BlockGraph {
             give_back(retired).await;
             return Err(error);
         }
-        for (new, old) in successors.iter().zip(&nodes) {
+        for ((new, old), owned) in successors.iter().zip(&nodes).zip(owned) {
             hand_over_bitmaps(old, new);
             self.disown(old);
+            if !owned {
+                self.disown(new);
+            }
         }
         Ok(())
+    }
+
+    /// Options that describe children by the names that these have mean the children, too: such a
+    /// child is opened again by itself, and its parent's options only name it.
+    fn unfold(&self, mut options: BlockdevOptions, all: &mut Vec<BlockdevOptions>) {
+        let node = options.node_name.as_deref().and_then(|name| self.node(name));
+        let below = node.map(|node| node.children()).unwrap_or_default();
+        let is_child = |name: &str| below.iter().any(|edge| edge.node().name() == name);
+        for child in options.take_named(is_child) {
+            self.unfold(child, all);
+        }
+        all.push(options);
+    }
+
+    /// Orders what is to be reopened so that a node is opened over those that were opened before it.
+    fn children_before_parents(
+        &self,
+        options: Vec<BlockdevOptions>,
+        nodes: Vec<BlockNode>,
+    ) -> (Vec<BlockdevOptions>, Vec<BlockNode>) {
+        let order = children_first(&self.nodes());
+        let mut pairs: Vec<_> = options.into_iter().zip(nodes).collect();
+        pairs.sort_by_key(|(_, node)| order.iter().position(|other| other.is_same(node)));
+        pairs.into_iter().unzip()
     }
 
     /// The nodes that are meant, each once.
@@ -92,12 +124,13 @@ impl BlockGraph {
                 let text = format!("Failed to find node with node-name='{name}'");
                 return refuse(ErrorKind::NotFound, text);
             };
-            if !self.is_owned(&node) {
-                let text = format!("Node {name} is not owned by the monitor");
-                return refuse(ErrorKind::InvalidArgument, text);
-            }
             if node.format() != options.driver.name() {
                 let text = "Cannot change the option 'driver'".to_owned();
+                return refuse(ErrorKind::InvalidArgument, text);
+            }
+            // What the image names need not be what is below the node now.
+            if has_backing(&node) && leaves_backing_out(options) {
+                let text = format!("backing is missing for '{name}'");
                 return refuse(ErrorKind::InvalidArgument, text);
             }
             if nodes.iter().any(|other| other.is_same(&node)) {
@@ -107,6 +140,19 @@ impl BlockGraph {
             nodes.push(node);
         }
         Ok(nodes)
+    }
+
+    /// Puts the old nodes where the new ones are.
+    fn put_back(&self, successors: &[BlockNode], nodes: &[BlockNode], drained: &Drained) {
+        // The new ones may want what the old ones below them do not allow.
+        let idle: Result<Vec<_>> = successors.iter().map(let_go).collect();
+        let back = successors
+            .iter()
+            .zip(nodes)
+            .fold(Edit::new(), |edit, (new, old)| edit.replace(new, old, &[]));
+        if let Err(error) = idle.and_then(|_| self.apply(&back, drained)) {
+            tracing::error!("nodes cannot be taken back: {error}");
+        }
     }
 
     /// Opens the new nodes, inactive; those that were opened when one fails are in `opened`.
@@ -148,6 +194,48 @@ impl BlockGraph {
     }
 }
 
+/// Refuses new nodes that would be below themselves once each has the place of its old one.
+fn refuse_cycles(successors: &[BlockNode], nodes: &[BlockNode]) -> Result<()> {
+    let afterwards = |node: BlockNode| {
+        let place = nodes.iter().position(|old| old.is_same(&node));
+        place.and_then(|place| successors.get(place).cloned()).unwrap_or(node)
+    };
+    for top in successors {
+        for edge in top.children() {
+            let mut found = vec![afterwards(edge.node())];
+            let mut next = 0;
+            while let Some(node) = found.get(next).cloned() {
+                if node.is_same(top) {
+                    let (role, top) = (edge.role().name(), top.name());
+                    let text = format!(
+                        "Making '{}' a {role} child of '{top}' would create a cycle",
+                        edge.node().name()
+                    );
+                    return Err(Error::new(ErrorKind::InvalidArgument, text));
+                }
+                let below = node.children().into_iter().map(|edge| afterwards(edge.node()));
+                for node in below {
+                    if !found.iter().any(|other| other.is_same(&node)) {
+                        found.push(node);
+                    }
+                }
+                next += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether something is below an image, or the image says so.
+fn has_backing(node: &BlockNode) -> bool {
+    node.children().iter().any(|edge| edge.role() == ChildRole::Backing)
+        || node.driver::<Qcow2Driver>().is_some_and(|image| image.full_backing_file().is_some())
+}
+
+fn leaves_backing_out(options: &BlockdevOptions) -> bool {
+    matches!(&options.driver, DriverOptions::Qcow2(own) if own.backing == BackingRef::FromImage)
+}
+
 /// Makes everything durable, then gives ownership, locks and permissions up.
 async fn retire(node: &BlockNode) -> Result<Retired> {
     let was_active = node.is_active();
@@ -155,6 +243,11 @@ async fn retire(node: &BlockNode) -> Result<Retired> {
         node.flush().await?;
         node.inactivate().await?;
     }
+    Ok(Retired { node: node.clone(), was_active, edges: let_go(node)? })
+}
+
+/// Asks for nothing of the nodes below any more; what it asked for.
+fn let_go(node: &BlockNode) -> Result<Vec<Held>> {
     let edges = node.children();
     let edges: Vec<_> =
         edges.into_iter().map(|edge| (edge.clone(), edge.0.rule.get(), edge.perms())).collect();
@@ -162,7 +255,7 @@ async fn retire(node: &BlockNode) -> Result<Retired> {
         edge.0.rule.set(PermRule::Fixed(EdgePerms::IDLE));
     }
     perms::grant(edges.iter().map(|(edge, ..)| (edge.clone(), EdgePerms::IDLE)).collect())?;
-    Ok(Retired { node: node.clone(), was_active, edges })
+    Ok(edges)
 }
 
 /// Undoes [`retire`], the last one first: children before their parents.

@@ -5,7 +5,8 @@ use crate::clock::Clock;
 use crate::driver::WriteFlags;
 use crate::executor::Executor;
 use crate::node::AttachedBitmap;
-use crate::open::BlockdevRef;
+use crate::open::{BlockdevRef, DriverOptions};
+use crate::testing::{have_tool, tool};
 use crate::{IoBuf, Perms};
 
 struct Rig {
@@ -96,4 +97,114 @@ fn only_nodes_that_are_there_are_reopened_and_only_as_what_they_are() {
     assert_eq!(text(other), "Cannot change the option 'driver'");
     let twice = rig.reopen(&[rig.options(), rig.options()]).unwrap_err().to_string();
     assert_eq!(twice, "Node disk is to be reopened twice");
+}
+
+/// An image whose own file and backing file have names that only their parent's options give them.
+struct Chain {
+    executor: Executor,
+    graph: BlockGraph,
+    folder: tempfile::TempDir,
+}
+
+impl Chain {
+    fn new() -> Option<Chain> {
+        if !have_tool("qemu-img") {
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["base", "top"] {
+            let path = folder.path().join(name).display().to_string();
+            tool("qemu-img", &["create", "-q", "-f", "qcow2", &path, "64K"]);
+        }
+        let executor = Executor::new(Clock::real()).unwrap();
+        let graph = BlockGraph::new(executor.clone());
+        Some(Chain { executor, graph, folder })
+    }
+
+    fn image(&self, name: &str) -> BlockdevOptions {
+        let path = self.folder.path().join(name).display().to_string();
+        let file = BlockdevOptions {
+            node_name: Some(format!("{name}-file")),
+            ..BlockdevOptions::file(path)
+        };
+        BlockdevOptions {
+            node_name: Some(name.to_owned()),
+            ..BlockdevOptions::qcow2(BlockdevRef::nested(file))
+        }
+    }
+
+    fn top(&self) -> BlockdevOptions {
+        let mut top = self.image("top");
+        if let DriverOptions::Qcow2(own) = &mut top.driver {
+            own.backing = BackingRef::Node(BlockdevRef::nested(self.image("base")));
+        }
+        top
+    }
+
+    fn reopen(&self, options: BlockdevOptions) -> Result<()> {
+        self.executor.block_on(self.graph.reopen(&[options]))
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> =
+            self.graph.nodes().iter().map(|node| node.name().to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    fn is_read_only(&self, name: &str) -> bool {
+        self.graph.node(name).unwrap().is_read_only()
+    }
+}
+
+#[test]
+fn children_that_are_described_by_their_names_are_reopened_in_their_places() {
+    let Some(chain) = Chain::new() else { return };
+    chain.executor.block_on(chain.graph.open(&chain.top())).unwrap();
+    let names = ["base", "base-file", "top", "top-file"];
+    assert_eq!(chain.names(), names);
+    chain.reopen(BlockdevOptions { read_only: Some(true), ..chain.top() }).unwrap();
+    assert_eq!(chain.names(), names, "nothing is left of the old ones");
+    assert!(names.iter().all(|name| chain.is_read_only(name)));
+    // The image below by itself, though it came with the one above and goes with it.
+    let base = BlockdevOptions { read_only: Some(false), ..chain.image("base") };
+    chain.reopen(base).unwrap();
+    assert!(!chain.is_read_only("base") && chain.is_read_only("top"));
+    chain.executor.block_on(chain.graph.remove("top")).unwrap();
+    assert!(chain.names().is_empty());
+}
+
+#[test]
+fn what_is_below_an_image_has_to_be_said_again() {
+    let Some(chain) = Chain::new() else { return };
+    chain.executor.block_on(chain.graph.open(&chain.top())).unwrap();
+    let refused = chain.reopen(chain.image("top")).unwrap_err().to_string();
+    assert_eq!(refused, "backing is missing for 'top'");
+    let mut alone = chain.image("top");
+    if let DriverOptions::Qcow2(own) = &mut alone.driver {
+        own.backing = BackingRef::None;
+    }
+    chain.reopen(alone).unwrap();
+    assert_eq!(chain.names(), ["top", "top-file"]);
+}
+
+#[test]
+fn no_node_comes_to_lie_below_itself() {
+    let Some(chain) = Chain::new() else { return };
+    chain.executor.block_on(chain.graph.open(&chain.top())).unwrap();
+    let over = |name: &str, backing: &str| {
+        let mut image = chain.image(name);
+        if let DriverOptions::Qcow2(own) = &mut image.driver {
+            own.backing = BackingRef::Node(BlockdevRef::Name(backing.to_owned()));
+        }
+        image.read_only = Some(true);
+        chain.reopen(image).unwrap_err().to_string()
+    };
+    let cycle = |name: &str, backing: &str| {
+        format!("Making '{backing}' a backing child of '{name}' would create a cycle")
+    };
+    assert_eq!(over("base", "top"), cycle("base", "top"));
+    assert_eq!(over("base", "base"), cycle("base", "base"));
+    assert_eq!(chain.names(), ["base", "base-file", "top", "top-file"]);
+    assert!(!chain.is_read_only("top") && chain.graph.node("top").unwrap().is_active());
 }

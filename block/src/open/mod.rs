@@ -64,10 +64,7 @@ impl Opening<'_> {
         match child {
             BlockdevRef::Name(name) => self.graph.device_or_node(name),
             BlockdevRef::Nested(options) if self.depth < MAX_DEPTH => {
-                let options = match role {
-                    ChildRole::Backing => options.inherited_backing(self.options),
-                    _ => options.inherited(self.options),
-                };
+                let options = options.inherited_as(role, self.options);
                 let (graph, depth) = (self.graph.clone(), self.depth + 1);
                 let above = self.above.clone();
                 // A task of its own: a long chain must not use up the stack.

@@ -2,13 +2,14 @@
 
 use serde::Deserialize;
 
+use crate::edge::ChildRole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::blkdebug::BlkdebugOptions;
 use crate::filter::compress::CompressOptions;
 use crate::filter::copy_before_write::{CopyBeforeWriteOptions, SnapshotAccessOptions};
 use crate::filter::copy_on_read::CopyOnReadOptions;
 use crate::filter::throttle::ThrottleOptions;
-use crate::format::qcow2::Qcow2Options;
+use crate::format::qcow2::{BackingRef, Qcow2Options};
 use crate::format::raw::RawOptions;
 use crate::protocol::file::FileOptions;
 use crate::protocol::nbd::NbdOptions;
@@ -113,6 +114,30 @@ impl DriverOptions {
             DriverOptions::Throttle(_) => "throttle",
         }
     }
+
+    /// The members that name or describe nodes below, and what these are to the node.
+    fn children(&mut self) -> Vec<(&mut BlockdevRef, ChildRole)> {
+        match self {
+            DriverOptions::Blkdebug(own) => vec![(&mut own.image, ChildRole::Filtered)],
+            DriverOptions::Compress(own) => vec![(&mut own.file, ChildRole::Filtered)],
+            DriverOptions::CopyBeforeWrite(own) => {
+                vec![(&mut own.file, ChildRole::Filtered), (&mut own.target, ChildRole::Target)]
+            }
+            DriverOptions::CopyOnRead(own) => vec![(&mut own.file, ChildRole::Filtered)],
+            DriverOptions::File(_) | DriverOptions::Nbd(_) | DriverOptions::NullCo(_) => vec![],
+            DriverOptions::Qcow2(own) => {
+                let mut children = vec![(&mut own.file, ChildRole::File)];
+                children.extend(own.data_file.as_mut().map(|data| (data, ChildRole::Data)));
+                if let BackingRef::Node(backing) = &mut own.backing {
+                    children.push((backing, ChildRole::Backing));
+                }
+                children
+            }
+            DriverOptions::Raw(own) => vec![(&mut own.file, ChildRole::Filtered)],
+            DriverOptions::SnapshotAccess(own) => vec![(&mut own.file, ChildRole::Filtered)],
+            DriverOptions::Throttle(own) => vec![(&mut own.file, ChildRole::Filtered)],
+        }
+    }
 }
 
 /// The arguments of QMP's `blockdev-add`.
@@ -175,6 +200,22 @@ impl BlockdevOptions {
         BlockdevOptions::raw(BlockdevRef::nested(BlockdevOptions::file(path)))
     }
 
+    /// Takes the descriptions of nodes below out whose name `is_there` accepts, with what they
+    /// inherit, and leaves their names in their places.
+    pub(crate) fn take_named(&mut self, is_there: impl Fn(&str) -> bool) -> Vec<BlockdevOptions> {
+        let parent = self.clone();
+        let mut taken = Vec::new();
+        for (child, role) in self.driver.children() {
+            let BlockdevRef::Nested(options) = &*child else { continue };
+            let Some(name) = options.node_name.clone().filter(|name| is_there(name)) else {
+                continue;
+            };
+            taken.push(options.inherited_as(role, &parent));
+            *child = BlockdevRef::Name(name);
+        }
+        taken
+    }
+
     /// Refuses members that contradict each other.
     pub(super) fn check(&self) -> Result<()> {
         let unmap = self.detect_zeroes == Some(DetectZeroes::Unmap);
@@ -194,8 +235,19 @@ impl BlockdevOptions {
         Ok(())
     }
 
-    /// What a nested node takes over from its parent unless it says otherwise.
-    pub(super) fn inherited(&self, parent: &BlockdevOptions) -> BlockdevOptions {
+    /// What a nested node in that role takes over from its parent unless it says otherwise.
+    pub(super) fn inherited_as(
+        &self,
+        role: ChildRole,
+        parent: &BlockdevOptions,
+    ) -> BlockdevOptions {
+        match role {
+            ChildRole::Backing => self.inherited_backing(parent),
+            _ => self.inherited(parent),
+        }
+    }
+
+    fn inherited(&self, parent: &BlockdevOptions) -> BlockdevOptions {
         let mut own = self.clone();
         own.read_only = own.read_only.or(parent.read_only);
         own.force_share = own.force_share.or(parent.force_share);
@@ -209,7 +261,7 @@ impl BlockdevOptions {
     }
 
     /// What a nested backing node takes over: nobody writes to it through its overlay.
-    pub(super) fn inherited_backing(&self, parent: &BlockdevOptions) -> BlockdevOptions {
+    fn inherited_backing(&self, parent: &BlockdevOptions) -> BlockdevOptions {
         let own = BlockdevOptions { read_only: self.read_only.or(Some(true)), ..self.clone() };
         own.inherited(parent)
     }
