@@ -26,6 +26,14 @@ impl BlockGraph {
     /// `Busy`: a job works on it, or another image lies over it.
     pub fn check_snapshot(&self, node: &BlockNode) -> Result<()> {
         check_top(node)?;
+        self.check_no_job(node)
+    }
+
+    /// Refuses what cannot be done to `node` while a job works on it.
+    ///
+    /// # Errors
+    /// `Busy`: a job does.
+    pub fn check_no_job(&self, node: &BlockNode) -> Result<()> {
         // A job's own filter passes on what is below it.
         let mut chain = std::iter::successors(Some(node.clone()), BlockNode::filtered);
         let Some(id) = chain.find_map(|node| node.job()) else { return Ok(()) };

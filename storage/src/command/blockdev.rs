@@ -68,6 +68,8 @@ impl Storage {
                 let context = format!("Block node '{}' is read-only", node.name());
                 return Err(Error::new(ErrorKind::ReadOnly, context));
             }
+            // It may wait for the user already, with all requests held up.
+            graph.check_no_job(&node)?;
             let perms = EdgePerms { needs: Perms::RESIZE, shares: Perms::ALL };
             let own = graph.add_backend(BackendKind::Job, "block_resize", &node, perms)?;
             let drained = graph.drain(&node, &[own.id()]).await;

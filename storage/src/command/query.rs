@@ -93,7 +93,8 @@ async fn block_info(backend: &BlockBackend) -> BlockInfo {
 async fn node_info(node: &BlockNode, depth: Depth) -> BlockDeviceInfo {
     let image = image_info(node, depth).await;
     let options = node.options();
-    let bitmaps: Vec<_> = node.bitmaps().iter().map(|b| dirty_info(b)).collect();
+    // The newest first, as QEMU lists them.
+    let bitmaps: Vec<_> = node.bitmaps().iter().rev().map(|b| dirty_info(b)).collect();
     BlockDeviceInfo {
         file: file_of(node),
         node_name: Some(node.name().to_owned()),

@@ -115,6 +115,10 @@ fn what_a_job_uses_is_not_for_others() {
             "Node 'src' is busy: block device is in use by block job: mirror"
         );
         for node in ["src", "dst"] {
+            let resized = rig.graph.check_no_job(&rig.graph.node(node).unwrap());
+            let text =
+                format!("Node '{node}' is busy: block device is in use by block job: mirror");
+            assert_eq!(resized.unwrap_err().to_string(), text);
             let text = rig.graph.remove(node).await.unwrap_err().to_string();
             assert_eq!(text, format!("Node {node} is in use"));
         }
