@@ -159,6 +159,39 @@ fn an_export_is_as_slow_as_it_is_told_to_be() {
     });
 }
 
+/// A job that waits to be finalized holds the requests to its disk up.
+#[test]
+fn quit_does_not_wait_for_a_client_that_a_job_holds_up() {
+    need::test(&[Need::Program("qemu-io", "qemu-utils")], || {
+        let mut daemon = Daemon::ferry(&[
+            "--blockdev=driver=file,node-name=f0,filename=DIR/disk.raw",
+            "--nbd-server=addr.type=unix,addr.path=DIR/nbd",
+            "--export=nbd,id=e0,node-name=f0,name=disk,writable=on",
+        ])?;
+        let mut qmp = daemon.qmp()?;
+        let size = std::fs::metadata(daemon.path("disk.raw"))?.len();
+        qmp.call("blockdev-add", json!({"driver": "null-co", "node-name": "t1", "size": size}))?;
+        let mirror = json!({"job-id": "j", "device": "f0", "target": "t1", "sync": "full",
+            "auto-finalize": false});
+        qmp.call("blockdev-mirror", mirror)?;
+        let mut reached = |status: &str| {
+            qmp.wait_event(status, 0, LIMIT, |event| event["data"]["status"] == status)
+        };
+        reached("ready")?;
+        daemon.qmp()?.call("job-complete", json!({"id": "j"}))?;
+        reached("pending")?;
+        let mut io = command::program("qemu-io", "qemu-utils")?;
+        io.args(["-f", "raw", "-c", "write 0 4k"]);
+        io.arg(format!("nbd+unix:///disk?socket={}", daemon.path("nbd")));
+        let mut io = io.spawn()?;
+        std::thread::sleep(Duration::from_millis(500));
+        ensure!(io.try_wait()?.is_none(), "nothing held the write up");
+        daemon.qmp()?.call("quit", json!({}))?;
+        ensure!(daemon.ended()? == 0);
+        io.wait().map(drop).map_err(Into::into)
+    });
+}
+
 #[test]
 fn a_daemon_in_the_background_is_ready_when_its_starter_ends() {
     need::test(&[], || {

@@ -62,15 +62,16 @@ impl Storage {
         self.blocks.call(forward).await
     }
 
-    /// The end: takes exports away, cancels jobs, makes everything durable and gives all images up.
+    /// The end: cancels jobs, takes exports away, makes everything durable and gives all images up.
     /// No device may use them any more.
     ///
     /// # Errors
     /// Something could not be made durable. All that could be done was done.
     pub async fn close(&self) -> ferry_block::Result<()> {
         let close = |graph: BlockGraph| async move {
-            let exports = export::close_exports(&graph).await;
+            // One that waits for its user may hold requests up which exports wait for.
             JobRegistry::of(&graph).cancel_all().await;
+            let exports = export::close_exports(&graph).await;
             let images = graph.inactivate_all().await;
             exports.and(images)
         };
