@@ -116,11 +116,13 @@ fn many_requests_at_once_all_come_back() {
     });
 }
 
-/// The first finds the thread with nothing else to do, the others do not: another thread copies them.
+/// Beside a stream, the first finds the thread with nothing else to do, the others do not: another
+/// thread copies them.
 #[test]
 fn long_transfers_at_once_arrive_whole() {
     const LEN: usize = 300_000;
     everywhere(|executor, io| {
+        let _streaming = executor.streaming();
         let io = Rc::new(FileIo::new(executor.clone(), io.file().file.try_clone().unwrap()));
         let write = |number: u8| {
             let io = Rc::clone(&io);

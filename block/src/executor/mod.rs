@@ -62,6 +62,16 @@ struct Inner {
     ring_choice: Cell<RingChoice>,
     stopped: Cell<bool>,
     pauses: Cell<u64>,
+    streams: Rc<Cell<usize>>,
+}
+
+/// Keeps a stream counted that this thread copies bytes to and from.
+pub(crate) struct Streaming(Rc<Cell<usize>>);
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// Join handle of a task. Await it for the result; dropping it lets the task run on.
@@ -118,6 +128,7 @@ impl Executor {
             ring_choice: Cell::new(RingChoice::Auto),
             stopped: Cell::new(false),
             pauses: Cell::new(0),
+            streams: Rc::default(),
         })))
     }
 
@@ -198,6 +209,17 @@ impl Executor {
     /// What was chosen.
     pub(crate) fn ring_choice(&self) -> RingChoice {
         self.0.ring_choice.get()
+    }
+
+    /// Counts one more stream that keeps this thread busy with copying.
+    pub(crate) fn streaming(&self) -> Streaming {
+        self.0.streams.set(self.0.streams.get() + 1);
+        Streaming(Rc::clone(&self.0.streams))
+    }
+
+    /// Whether there are such streams.
+    pub(crate) fn has_streams(&self) -> bool {
+        self.0.streams.get() != 0
     }
 
     /// How often everything has waited: a caller who finds the same number twice has had no pause.

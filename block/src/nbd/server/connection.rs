@@ -17,7 +17,7 @@ use super::reply;
 use super::request::Outcome;
 use crate::buf::{BufPool, IoBuf};
 use crate::error::Result;
-use crate::executor::Executor;
+use crate::executor::{Executor, Streaming};
 use crate::nbd::proto::cmd;
 use crate::nbd::proto::request::Request;
 use crate::net::{Outbox, Stream, lost};
@@ -39,6 +39,7 @@ pub(super) struct Connection {
     pub(super) agreement: Agreement,
     pub(super) pool: BufPool,
     executor: Executor,
+    _streaming: Streaming,
     stream: Stream,
     outbox: RefCell<Outbox>,
     under_way: Cell<usize>,
@@ -64,6 +65,7 @@ impl Connection {
             export,
             agreement,
             pool: BufPool::new(KEEP_MEMORY),
+            _streaming: executor.streaming(),
             executor,
             stream,
             outbox: RefCell::default(),
