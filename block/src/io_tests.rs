@@ -116,8 +116,6 @@ fn many_requests_at_once_all_come_back() {
     });
 }
 
-/// Beside a stream, the first finds the thread with nothing else to do, the others do not: another
-/// thread copies them.
 #[test]
 fn long_transfers_at_once_arrive_whole() {
     const LEN: usize = 300_000;
@@ -130,13 +128,7 @@ fn long_transfers_at_once_arrive_whole() {
             executor
                 .spawn(async move { io.write(u64::from(number) * LEN as u64, bytes, false).await })
         };
-        let writes: Vec<_> = (0..16).map(write).collect();
-        executor.block_on(std::future::ready(()));
-        while !executor.engine().is_busy() {
-            assert!(writes.iter().any(|write| !write.is_finished()), "nobody else copied");
-            executor.run_until_stalled();
-        }
-        for write in writes {
+        for write in (0..16).map(write).collect::<Vec<_>>() {
             executor.block_on(write).unwrap();
         }
         for number in (0..16).rev() {
@@ -144,6 +136,29 @@ fn long_transfers_at_once_arrive_whole() {
             executor.block_on(io.read(u64::from(number) * LEN as u64, buf.clone())).unwrap();
             assert!(buf.to_vec() == pattern(LEN, number));
         }
+    });
+}
+
+#[test]
+fn another_thread_copies_while_this_one_has_streams_and_no_pause() {
+    const SHORT: usize = 64 << 10;
+    const LONG: usize = 300_000;
+    const LONGEST: usize = 1 << 20;
+    everywhere(|executor, io| {
+        let threads = executor.ring_choice() == RingChoice::ThreadPool;
+        let pause = || executor.block_on(executor.sleep(Duration::from_millis(1)));
+        for len in [LONG, LONG, LONGEST] {
+            assert_eq!(io.is_for_others(len), threads, "nothing else to do");
+        }
+        let streaming = executor.streaming();
+        pause();
+        assert_eq!(io.is_for_others(LONG), threads, "the first after a pause");
+        assert!(io.is_for_others(LONG), "the next at once");
+        assert!(!io.is_for_others(SHORT));
+        pause();
+        assert!(io.is_for_others(LONGEST));
+        drop(streaming);
+        assert_eq!(io.is_for_others(LONG), threads, "the stream is gone");
     });
 }
 

@@ -107,7 +107,7 @@ impl FileIo {
     }
 
     /// Whether another thread should copy so many bytes.
-    fn is_for_others(&self, len: usize) -> bool {
+    pub(super) fn is_for_others(&self, len: usize) -> bool {
         if !self.cached || len <= OWN_LIMIT {
             return false;
         }
