@@ -239,6 +239,25 @@ fn pollers_are_armed_around_every_sleep_and_looked_at_once_more() {
 }
 
 #[test]
+fn a_message_that_is_expected_is_seen_without_a_sleep() {
+    let executor = real();
+    let poller = Rc::new(AfterArming { found: Cell::new(true), ..AfterArming::default() });
+    let _guard = executor.add_poller(poller.clone());
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let watch = Watch::new(&executor, ours.as_raw_fd()).unwrap();
+    let mut sleeps = |expected: bool| {
+        // Busy turns look at sockets now and then: not in this test.
+        executor.0.reactor_seen.set(u64::MAX);
+        let _expecting = expected.then(|| executor.expecting());
+        theirs.write_all(b"x").unwrap();
+        let before = poller.armed.get();
+        executor.block_on(watch.readable());
+        poller.armed.get() - before
+    };
+    assert_eq!((sleeps(false), sleeps(true), sleeps(false)), (1, 0, 1));
+}
+
+#[test]
 fn spinning_adapts_to_how_long_waits_are() {
     let pollers = Rc::new(Pollers::default());
     pollers.set_max_ns(32_000);

@@ -63,12 +63,20 @@ struct Inner {
     stopped: Cell<bool>,
     pauses: Cell<u64>,
     streams: Rc<Cell<usize>>,
+    expected: Rc<Cell<usize>>,
 }
 
-/// Keeps a stream counted that this thread copies bytes to and from.
-pub(crate) struct Streaming(Rc<Cell<usize>>);
+/// Keeps something counted while it lives.
+pub(crate) struct Counted(Rc<Cell<usize>>);
 
-impl Drop for Streaming {
+impl Counted {
+    fn new(count: &Rc<Cell<usize>>) -> Counted {
+        count.set(count.get() + 1);
+        Counted(Rc::clone(count))
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
@@ -129,6 +137,7 @@ impl Executor {
             stopped: Cell::new(false),
             pauses: Cell::new(0),
             streams: Rc::default(),
+            expected: Rc::default(),
         })))
     }
 
@@ -196,6 +205,11 @@ impl Executor {
         self.0.pollers.add(poller)
     }
 
+    /// Longest busy polling before sleeping, ns.
+    pub fn poll_max_ns(&self) -> u64 {
+        self.0.pollers.max_ns()
+    }
+
     /// Longest busy polling before sleeping, ns; 0 turns it off.
     pub fn set_poll_max_ns(&self, limit: u64) {
         self.0.pollers.set_max_ns(limit);
@@ -212,9 +226,15 @@ impl Executor {
     }
 
     /// Counts one more stream that keeps this thread busy with copying.
-    pub(crate) fn streaming(&self) -> Streaming {
-        self.0.streams.set(self.0.streams.get() + 1);
-        Streaming(Rc::clone(&self.0.streams))
+    pub(crate) fn streaming(&self) -> Counted {
+        Counted::new(&self.0.streams)
+    }
+
+    /// Counts one more message that a watched socket is about to bring: the next request of a client that
+    /// asks for one thing at a time, or the reply to the only request. Waiting polls the sockets too, as
+    /// long as that pays off.
+    pub(crate) fn expecting(&self) -> Counted {
+        Counted::new(&self.0.expected)
     }
 
     /// Whether there are such streams.
@@ -392,10 +412,12 @@ impl Executor {
         let shared = inner.remote.shared();
         let started = inner.clock.now();
         let deadline = inner.timers.borrow().next_deadline();
-        let found = inner.pollers.spin(&inner.clock, started, || {
+        let sockets = inner.reactor.get().filter(|_| inner.expected.get() != 0);
+        let found = inner.pollers.spin(&inner.clock, started, sockets.is_some(), || {
             shared.has_pending()
                 || inner.engine.get().is_some_and(Engine::has_completions)
                 || deadline.is_some_and(|at| inner.clock.now() >= at)
+                || sockets.is_some_and(|reactor| reactor.wait(Some(Duration::ZERO)))
         });
         if !found {
             self.sleep_in_kernel(deadline);

@@ -77,6 +77,10 @@ impl Pollers {
         Rc::clone(&self.list.borrow())
     }
 
+    pub(super) fn max_ns(&self) -> u64 {
+        self.max_ns.get()
+    }
+
     pub(super) fn set_max_ns(&self, limit: u64) {
         self.max_ns.set(limit);
         self.spin_ns.set(self.spin_ns.get().min(limit));
@@ -92,15 +96,21 @@ impl Pollers {
         self.snapshot().iter().fold(false, |found, (_, poller)| poller.poll() | found)
     }
 
-    /// Spins until a poller or `other` finds work or the time is up; whether work was found. Without pollers it
-    /// only looks: sockets, which everything else comes through, are not seen by spinning.
-    pub(super) fn spin(&self, clock: &Clock, started: u64, other: impl Fn() -> bool) -> bool {
-        let alone = self.list.borrow().is_empty();
+    /// Spins until a poller or `other` finds work or the time is up; whether work was found. Without pollers, and
+    /// unless `other` sees `more` than what ends a sleep late, it only looks.
+    pub(super) fn spin(
+        &self,
+        clock: &Clock,
+        started: u64,
+        more: bool,
+        other: impl Fn() -> bool,
+    ) -> bool {
+        let only_look = !more && self.list.borrow().is_empty();
         loop {
             if other() || self.poll() {
                 return true;
             }
-            if alone {
+            if only_look {
                 return false;
             }
             if clock.now().saturating_sub(started) >= self.spin_ns.get() {

@@ -12,7 +12,7 @@ use ferry_block::{BlockGraph, Error, ErrorKind, Secret, SecretOptions};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::kept::{self, Kept};
+use super::kept;
 use super::{Result, Storage, carry_over};
 
 impl Storage {
@@ -24,7 +24,20 @@ impl Storage {
             return Err(QmpError::generic(text));
         }
         match kind {
-            ObjectKind::Iothread(thread) => self.keep(id, kept::iothread(&thread)?).await,
+            ObjectKind::Iothread(thread) => {
+                let object = kept::iothread(&thread)?;
+                let polling = thread.poll_max_ns.and_then(|limit| u64::try_from(limit).ok());
+                let add = move |graph: BlockGraph| async move {
+                    check_unused(&graph, &id)?;
+                    kept::add(&graph, id, object);
+                    // The one thread of all disks polls as long as the last one asked for does.
+                    if let Some(limit) = polling {
+                        graph.executor().set_poll_max_ns(limit);
+                    }
+                    Ok(())
+                };
+                self.on_graph(add).await
+            }
             ObjectKind::Secret(properties) => {
                 let options: SecretOptions = carry_over(&properties)?;
                 let add = move |graph: BlockGraph| async move {
@@ -57,15 +70,6 @@ impl Storage {
                 self.on_graph(add).await
             }
         }
-    }
-
-    async fn keep(&self, id: String, object: Kept) -> Result<()> {
-        let add = |graph: BlockGraph| async move {
-            check_unused(&graph, &id)?;
-            kept::add(&graph, id, object);
-            Ok(())
-        };
-        self.on_graph(add).await
     }
 
     /// `query-iothreads`

@@ -29,6 +29,8 @@ fn secrets_and_threads_are_told_of_until_they_are_deleted()
     }]);
     assert_eq!(threads, expected);
     assert_ne!(threads[0]["thread-id"], 0);
+    let polling = |graph: BlockGraph| async move { graph.executor().poll_max_ns() };
+    assert_eq!(executor.block_on(disks.handle().call(polling))?, 7);
 
     let key = json!({"qom-type": "secret", "id": "k", "data": "k".repeat(32)});
     ask("object-add", key.clone())?;

@@ -17,7 +17,7 @@ use super::reply;
 use super::request::Outcome;
 use crate::buf::{BufPool, IoBuf};
 use crate::error::Result;
-use crate::executor::{Executor, Streaming};
+use crate::executor::{Counted, Executor};
 use crate::nbd::proto::cmd;
 use crate::nbd::proto::request::Request;
 use crate::net::{Outbox, Stream, lost};
@@ -39,7 +39,7 @@ pub(super) struct Connection {
     pub(super) agreement: Agreement,
     pub(super) pool: BufPool,
     executor: Executor,
-    _streaming: Streaming,
+    _streaming: Counted,
     stream: Stream,
     outbox: RefCell<Outbox>,
     under_way: Cell<usize>,
@@ -112,6 +112,7 @@ impl Connection {
             let Some(begun) = begun? else { return Ok(()) };
             // Who asks for one thing at a time asks for the next when it has the reply.
             if begun == 1 && self.under_way.get() == 0 && self.stream.is_drained() {
+                let _expecting = self.executor.expecting();
                 self.stream.readable().await;
             }
             match input.receive(&self.stream) {

@@ -9,6 +9,7 @@ use super::incoming::Incoming;
 use super::negotiate::Facts;
 use super::session::Session;
 use crate::error::{Error, ErrorKind, Result};
+use crate::executor::{Counted, Executor};
 use crate::nbd::proto::request::Request;
 use crate::nbd::proto::{HeaderStyle, cmd};
 use crate::net::{Outbox, Stream, lost};
@@ -21,6 +22,9 @@ pub(super) struct Link {
     stream: Stream,
     outbox: RefCell<Outbox>,
     in_flight: Cell<usize>,
+    executor: Executor,
+    /// Held while there is one request: whoever waits for its reply has nothing else to do.
+    expecting: Cell<Option<Counted>>,
     wake_writer: Notify,
     over: Cell<bool>,
 }
@@ -37,6 +41,8 @@ impl Link {
             stream,
             outbox: RefCell::default(),
             in_flight: Cell::new(0),
+            executor: executor.clone(),
+            expecting: Cell::default(),
             wake_writer: Notify::new(),
             over: Cell::new(false),
         });
@@ -67,19 +73,25 @@ impl Link {
     /// Queues a request. It leaves when everything that is ready now has run, together with what
     /// that has queued.
     pub(super) fn send(&self, cookie: u64, command: &Command) {
-        self.in_flight.set(self.in_flight.get() + 1);
+        self.carries(self.in_flight.get() + 1);
         command.encode(self.style, cookie, &mut self.outbox.borrow_mut());
         self.wake_writer.notify_all();
     }
 
     /// A request that it carried is answered.
     pub(super) fn answered(&self) {
-        self.in_flight.set(self.in_flight.get().saturating_sub(1));
+        self.carries(self.in_flight.get().saturating_sub(1));
+    }
+
+    fn carries(&self, requests: usize) {
+        self.in_flight.set(requests);
+        self.expecting.set((requests == 1).then(|| self.executor.expecting()));
     }
 
     /// Ends it at once.
     pub(super) fn shut_down(&self) {
         self.over.set(true);
+        self.expecting.take();
         self.stream.shut_down();
         self.outbox.borrow_mut().clear();
         self.wake_writer.notify_all();
@@ -134,10 +146,7 @@ impl Link {
                 Err(error) => return Err(lost(error)),
             }
             // Those who were waiting go on, and meanwhile more may arrive.
-            let Some(executor) = session.upgrade().map(|session| session.executor().clone()) else {
-                return Ok(());
-            };
-            executor.yield_now().await;
+            self.executor.yield_now().await;
         }
     }
 }
