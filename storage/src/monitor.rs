@@ -173,6 +173,7 @@ impl Monitor {
         self.changed.notify_all();
     }
 
+    /// Takes requests until the client sends no more and all of them are answered, or it is gone.
     async fn read_from(self: &Rc<Self>, client: ClientId, mut stream: &UnixStream) {
         let mut chunk = vec![0; CHUNK];
         loop {
@@ -182,7 +183,8 @@ impl Monitor {
                 return;
             }
             match stream.read(&mut chunk) {
-                Ok(0) => return,
+                // It may have shut only its sending side down, and wait for the answers.
+                Ok(0) => return self.changed.wait_until(|| self.is_idle(client)).await,
                 Ok(len) => self.feed(client, &chunk[..len]),
                 Err(e) if e.kind() == IoErrorKind::Interrupted => {}
                 Err(e) if e.kind() == IoErrorKind::WouldBlock => {
@@ -225,11 +227,11 @@ impl Monitor {
                 Err(_) => break,
             }
         }
-        // The reading side sees the end and dismisses the client.
+        // The reading side may wait for the client or for answers: either way it is over.
         if let Err(error) = stream.shutdown(std::net::Shutdown::Both) {
             tracing::debug!(%error, "a QMP client had hung up already");
         }
-        self.changed.notify_all();
+        self.dismiss(client);
     }
 
     fn session_state(&self, client: ClientId) -> SessionState {
@@ -239,6 +241,11 @@ impl Monitor {
             Some(_) => SessionState::Busy,
             None => SessionState::Over,
         }
+    }
+
+    /// Whether nothing is left to be done for a client, or it is gone.
+    fn is_idle(&self, client: ClientId) -> bool {
+        self.server.borrow_mut().session(client).is_none_or(|session| session.is_idle())
     }
 
     fn feed(self: &Rc<Self>, client: ClientId, bytes: &[u8]) {

@@ -162,6 +162,12 @@ impl Session {
         !self.output.is_empty()
     }
 
+    /// Whether every request is answered and every answer sent.
+    pub fn is_idle(&self) -> bool {
+        let under_way = self.in_band.is_some() || !self.out_of_band.is_empty();
+        !under_way && self.queue.is_empty() && self.unread.is_empty() && self.output.is_empty()
+    }
+
     /// Whether the socket shall be read.
     pub fn wants_input(&self) -> bool {
         self.end.is_none() && self.unread.is_empty() && self.accepts_requests()

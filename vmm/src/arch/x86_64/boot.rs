@@ -135,6 +135,11 @@ impl BootFiles {
         if need > ram.low {
             return self.too_little(ram, need);
         }
+        if matches!(e, linux_loader::loader::Error::InvalidKernelStartAddress) {
+            return Error::config(format!(
+                "kernel {name} starts in 16-bit code and needs a BIOS, which this machine does not have"
+            ));
+        }
         Error::because(ErrorKind::Config, format!("kernel {name} cannot be loaded"), e)
     }
 
@@ -156,6 +161,13 @@ impl BootFiles {
         let Some(mut header) = loaded.setup_header else {
             return Err(Error::config("the kernel has no setup header"));
         };
+        let longest = header.cmdline_size as usize;
+        if header.version >= 0x0206 && self.cmdline.len() > longest {
+            let (name, len) = (self.kernel.path.display(), self.cmdline.len());
+            return Err(Error::config(format!(
+                "--cmdline is {len} bytes long, kernel {name} takes at most {longest}"
+            )));
+        }
         // While it unpacks itself, the kernel needs `init_size` bytes from where it wants to run.
         let runs_at = if header.version >= 0x020a { header.pref_address } else { HIGH_MEMORY };
         let need = loaded.kernel_end.max(runs_at.saturating_add(header.init_size.into()));
@@ -203,6 +215,7 @@ impl BootFiles {
             boot_flag: 0xaa55,
             header: BZIMAGE_MAGIC,
             kernel_alignment: 0x100_0000,
+            cmdline_size: to_u32(BOOT_CMDLINE_MAX as u64 - 1)?,
             ..Default::default()
         };
         if let Some((at, len)) = initrd {
@@ -247,7 +260,6 @@ impl BootFiles {
     ) -> Result<()> {
         header.type_of_loader = LOADER_UNDEFINED;
         header.cmd_line_ptr = to_u32(BOOT_CMDLINE)?;
-        header.cmdline_size = to_u32(self.cmdline.len() as u64)?;
         let mut params =
             boot_params { hdr: header, acpi_rsdp_addr: ACPI_START, ..Default::default() };
         for (slot, (addr, size, r#type)) in params.e820_table.iter_mut().zip(memory_map(ram)) {

@@ -68,6 +68,7 @@ fn bzimage(payload: &[u8], init_size: u32) -> Vec<u8> {
         code32_start: 0x10_0000,
         initrd_addr_max: 0x7fff_ffff,
         pref_address: 0x20_0000,
+        cmdline_size: 255,
         init_size,
         ..Default::default()
     };
@@ -122,6 +123,16 @@ fn a_bzimage_starts_by_the_linux_protocol() {
     assert_eq!(u64::from(header.cmd_line_ptr), BOOT_CMDLINE);
     assert_eq!(({ header.ramdisk_image }, { header.ramdisk_size }), (0xff_f000, 6));
     assert_eq!({ params.acpi_rsdp_addr }, ACPI_START);
+    // The kernel's own statement: one that looks no further than this must still see the end of the text.
+    assert_eq!({ header.cmdline_size }, 255);
+}
+
+#[test]
+fn a_command_line_longer_than_the_kernel_takes_is_refused() {
+    let mut image = bzimage(&[0x90; 100], 0x10_0000);
+    image[0x238..0x23c].copy_from_slice(&12u32.to_le_bytes());
+    let line = load(&image, None, 16 * MIB).unwrap_err().line();
+    assert!(line.contains("--cmdline is 13 bytes long") && line.contains("at most 12"), "{line}");
 }
 
 #[test]
@@ -146,6 +157,11 @@ fn what_is_no_kernel_is_refused() {
     cut.truncate(0x80);
     let line = load(&cut, None, 16 * MIB).unwrap_err().line();
     assert!(line.contains("cannot be loaded"), "{line}");
+    // Like a boot sector's program that says it is Linux: no address for a 32-bit start.
+    let mut needs_bios = bzimage(&[0; 100], 0);
+    needs_bios[0x214..0x218].fill(0);
+    let line = load(&needs_bios, None, 16 * MIB).unwrap_err().line();
+    assert!(line.contains("needs a BIOS"), "{line}");
     let mut elsewhere = PvhKernel::new().stay().elf(false);
     elsewhere[24..32].copy_from_slice(&0x400_0000u64.to_le_bytes());
     let line = load(&elsewhere, None, 16 * MIB).unwrap_err().line();
