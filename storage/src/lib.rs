@@ -5,6 +5,7 @@
 //! nothing else.
 
 mod command;
+mod connection;
 mod daemon;
 mod error;
 mod events;

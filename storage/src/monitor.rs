@@ -1,8 +1,8 @@
-//! The QMP socket: connections in, bytes to sessions, results and events out. What a command does is
+//! The QMP clients: connections in, bytes to sessions, results and events out. What a command does is
 //! the controller's business.
 
 use std::cell::RefCell;
-use std::io::{ErrorKind as IoErrorKind, Read, Write};
+use std::io::ErrorKind as IoErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -13,6 +13,7 @@ use ferry_api::qmp::{ClientId, Limits, Server, SessionAction};
 use ferry_api::{Controller, Event, EventKind, Interface, Timestamp};
 use ferry_block::{Executor, Notify};
 
+use crate::connection::Connection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::socket_name::SocketName;
 
@@ -92,7 +93,10 @@ impl Monitor {
         drop(self.executor.spawn(async move {
             loop {
                 match socket.accept() {
-                    Ok((stream, _)) => this.welcome(stream),
+                    Ok((stream, _)) => match Connection::socket(stream) {
+                        Ok(connection) => this.welcome(connection),
+                        Err(error) => tracing::warn!(%error, "a QMP client could not connect"),
+                    },
                     Err(e) if e.kind() == IoErrorKind::WouldBlock => {
                         if let Err(error) = this.executor.readable(socket.as_raw_fd()).await {
                             tracing::error!(%error, "no more QMP clients can connect");
@@ -145,7 +149,8 @@ impl Monitor {
         }
     }
 
-    fn welcome(self: &Rc<Self>, stream: UnixStream) {
+    /// Begins a session with whoever is at the other end.
+    pub(crate) fn welcome(self: &Rc<Self>, connection: Connection) {
         let connected = self.server.borrow_mut().connect();
         let client = match connected {
             Ok(client) => client,
@@ -154,15 +159,10 @@ impl Monitor {
                 return;
             }
         };
-        if let Err(error) = stream.set_nonblocking(true) {
-            tracing::warn!(%error, "a QMP client could not connect");
-            self.server.borrow_mut().disconnect(client);
-            return;
-        }
-        let stream = Rc::new(stream);
-        let (reader, writer, output) = (Rc::clone(self), Rc::clone(self), Rc::clone(&stream));
+        let connection = Rc::new(connection);
+        let (reader, writer, output) = (Rc::clone(self), Rc::clone(self), Rc::clone(&connection));
         drop(self.executor.spawn(async move {
-            reader.read_from(client, &stream).await;
+            reader.read_from(client, &connection).await;
             reader.dismiss(client);
         }));
         drop(self.executor.spawn(async move { writer.write_to(client, &output).await }));
@@ -174,7 +174,7 @@ impl Monitor {
     }
 
     /// Takes requests until the client sends no more and all of them are answered, or it is gone.
-    async fn read_from(self: &Rc<Self>, client: ClientId, mut stream: &UnixStream) {
+    async fn read_from(self: &Rc<Self>, client: ClientId, connection: &Connection) {
         let mut chunk = vec![0; CHUNK];
         loop {
             // A client that asks faster than it is answered waits here.
@@ -182,13 +182,13 @@ impl Monitor {
             if self.session_state(client) == SessionState::Over {
                 return;
             }
-            match stream.read(&mut chunk) {
+            match connection.read(&mut chunk) {
                 // It may have shut only its sending side down, and wait for the answers.
                 Ok(0) => return self.changed.wait_until(|| self.is_idle(client)).await,
                 Ok(len) => self.feed(client, &chunk[..len]),
                 Err(e) if e.kind() == IoErrorKind::Interrupted => {}
                 Err(e) if e.kind() == IoErrorKind::WouldBlock => {
-                    if self.executor.readable(stream.as_raw_fd()).await.is_err() {
+                    if self.executor.readable(connection.input()).await.is_err() {
                         return;
                     }
                 }
@@ -197,7 +197,7 @@ impl Monitor {
         }
     }
 
-    async fn write_to(self: &Rc<Self>, client: ClientId, mut stream: &UnixStream) {
+    async fn write_to(self: &Rc<Self>, client: ClientId, connection: &Connection) {
         loop {
             let has_output = || {
                 self.server
@@ -207,7 +207,7 @@ impl Monitor {
             };
             self.changed.wait_until(has_output).await;
             let written = match self.server.borrow_mut().session(client) {
-                Some(session) if session.end().is_none() => stream.write(session.output()),
+                Some(session) if session.end().is_none() => connection.write(session.output()),
                 Some(session) => {
                     if let Some(end) = session.end() {
                         tracing::warn!("QMP: {end}");
@@ -220,7 +220,7 @@ impl Monitor {
                 Ok(len) => self.sent(client, len),
                 Err(e) if e.kind() == IoErrorKind::Interrupted => {}
                 Err(e) if e.kind() == IoErrorKind::WouldBlock => {
-                    if self.executor.writable(stream.as_raw_fd()).await.is_err() {
+                    if self.executor.writable(connection.output()).await.is_err() {
                         break;
                     }
                 }
@@ -228,9 +228,7 @@ impl Monitor {
             }
         }
         // The reading side may wait for the client or for answers: either way it is over.
-        if let Err(error) = stream.shutdown(std::net::Shutdown::Both) {
-            tracing::debug!(%error, "a QMP client had hung up already");
-        }
+        connection.hang_up();
         self.dismiss(client);
     }
 

@@ -1,7 +1,10 @@
 //! `ferry storage` beside `qemu-storage-daemon`: the same command line, the same commands, the same answers.
 
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -202,6 +205,84 @@ fn a_daemon_in_the_background_is_ready_when_its_starter_ends() {
         daemon.qmp()?.call("quit", json!({}))?;
         let path = daemon.path("pid");
         time::poll("the end", LIMIT, || Ok((!Path::new(&path).exists()).then_some(())))
+    });
+}
+
+/// More requests than are queued at a time; each has its number as `id`.
+fn many_requests() -> String {
+    let ask = |id| json!({ "execute": "query-chardev", "id": id }).to_string();
+    let asked: Vec<_> = (0..40).map(ask).collect();
+    format!("{{'execute':'qmp_capabilities'}}{}", asked.join("\n"))
+}
+
+/// Checks that every one of [`many_requests`] was answered, in order, and that a device is `filename`.
+fn all_answered(answers: &str, filename: &str) -> Result<()> {
+    let answers: Vec<Value> =
+        answers.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let ids: Vec<_> = answers.iter().filter_map(|answer| answer["id"].as_u64()).collect();
+    ensure!(ids == (0..40).collect::<Vec<_>>(), "{answers:?}");
+    let last = answers.last().context("no answer")?;
+    let device = json!({ "label": "m", "filename": filename, "frontend-open": true });
+    ensure!(last["return"].as_array().is_some_and(|list| list.contains(&device)), "{last}");
+    Ok(())
+}
+
+#[test]
+fn a_client_that_only_stopped_sending_gets_all_answers() {
+    need::test(&[], || {
+        let daemon = Daemon::ferry(&["--chardev=socket,id=m,path=DIR/m,server=on", "--monitor=m"])?;
+        drop(daemon.qmp()?);
+        let mut client = UnixStream::connect(daemon.path("m"))?;
+        client.set_read_timeout(Some(LIMIT))?;
+        client.write_all(many_requests().as_bytes())?;
+        client.shutdown(Shutdown::Write)?;
+        let mut answers = String::new();
+        client.read_to_string(&mut answers)?;
+        all_answered(&answers, &format!("unix:{},server=on", daemon.path("m")))
+    });
+}
+
+#[test]
+fn a_client_may_be_the_one_who_listens() {
+    need::test(&[], || {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("m").display().to_string();
+        let chardev = format!("--chardev=socket,id=m,path={path}");
+        let refused =
+            Command::new(binary::ferry()?).args(["storage", &chardev, "--monitor=m"]).output()?;
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(refused.status.code() == Some(1) && text.contains("Failed to connect"), "{text}");
+
+        let listener = UnixListener::bind(&path)?;
+        let daemon = Daemon::ferry(&[&chardev, "--monitor=m"])?;
+        let (mut client, _) = listener.accept()?;
+        client.set_read_timeout(Some(LIMIT))?;
+        client.write_all(many_requests().as_bytes())?;
+        client.shutdown(Shutdown::Write)?;
+        let mut answers = String::new();
+        client.read_to_string(&mut answers)?;
+        // It goes on without the client.
+        drop(daemon.qmp()?);
+        all_answered(&answers, &format!("unix:{path}"))
+    });
+}
+
+#[test]
+fn the_client_may_be_whoever_started_the_daemon() {
+    need::test(&[], || {
+        let mut ferry = Command::new(binary::ferry()?);
+        ferry.args(["storage", "--chardev=stdio,id=m", "--monitor=m"]);
+        let mut child = ferry.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut input = child.stdin.take().context("standard input is piped")?;
+        write!(input, "{}{{'execute':'quit'}}", many_requests())?;
+        drop(input);
+        let output = child.wait_with_output()?;
+        ensure!(output.status.code() == Some(0), "{:?}", output.status);
+        let answers = String::from_utf8(output.stdout)?;
+        let (quit, others) = (answers.lines().last(), answers.lines().count() - 1);
+        ensure!(quit == Some(r#"{"return": {}}"#), "{answers}");
+        let others: Vec<_> = answers.lines().take(others).collect();
+        all_answered(&others.join("\n"), "stdio")
     });
 }
 

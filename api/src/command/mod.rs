@@ -5,6 +5,7 @@
 
 mod block_info;
 mod blockdev;
+mod chardev;
 mod create;
 mod dirty_bitmap;
 mod export;
@@ -27,7 +28,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 pub use self::{
-    block_info::*, blockdev::*, create::*, dirty_bitmap::*, export::*, image_info::*,
+    block_info::*, blockdev::*, chardev::*, create::*, dirty_bitmap::*, export::*, image_info::*,
     io_throttle::*, job::*, migration::*, object::*, run_state::*, session::*, snapshot::*,
     socket::*, table::*, transaction::*, yank::*,
 };

@@ -22,6 +22,8 @@ commands! {
     pub enum ProcessCommand, PROCESS_COMMANDS, Controller(Command::Process) {
         /// End the process.
         Quit -> Empty = "quit",
+        /// List what serial ports and QMP clients are connected through.
+        QueryChardev -> Vec<ChardevInfo> = "query-chardev",
     }
 }
 

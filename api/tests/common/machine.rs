@@ -141,6 +141,7 @@ impl FakeMachine {
                 self.quit.set(true);
                 Ok(json!({}))
             }
+            Command::Process(ProcessCommand::QueryChardev) => Ok(json!([])),
             Command::Machine(command) => self.run_machine(command),
             Command::Block(command) => self.run_block(command),
         }

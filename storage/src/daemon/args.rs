@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use ferry_api::QmpError;
-use ferry_api::command::{BlockExportOptions, BlockdevOptions, NbdServerOptions, ObjectOptions};
+use ferry_api::command::{
+    BlockExportOptions, BlockdevOptions, NbdServerOptions, ObjectOptions, qmp_label,
+};
 use ferry_block::keyval::split;
 
+use super::chardev::{Backend, Chardev};
 use super::keyval;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -34,10 +37,11 @@ pub struct StorageArgs {
     /// Listen for QMP clients on this socket: unix:PATH or PATH
     #[arg(long, value_name = "SOCKET")]
     pub qmp: Vec<String>,
-    /// A socket for --monitor: socket,id=ID,path=PATH,server=on,wait=off
+    /// A place for --monitor: socket,id=ID,path=PATH,server=on,wait=off to listen, without server=on to
+    /// connect there, or stdio,id=ID
     #[arg(long, value_name = "OPTIONS")]
     pub chardev: Vec<String>,
-    /// Listen for QMP clients on the socket of a --chardev: chardev=ID
+    /// Serve QMP clients at the place of a --chardev: chardev=ID
     #[arg(long, value_name = "OPTIONS")]
     pub monitor: Vec<String>,
     /// Go to the background once everything is set up
@@ -55,7 +59,7 @@ pub(super) struct Plan {
     pub(super) nodes: Vec<BlockdevOptions>,
     pub(super) nbd_server: Option<NbdServerOptions>,
     pub(super) exports: Vec<BlockExportOptions>,
-    pub(super) monitors: Vec<PathBuf>,
+    pub(super) monitors: Vec<Chardev>,
     pub(super) daemonize: bool,
     pub(super) pidfile: Option<PathBuf>,
 }
@@ -64,9 +68,13 @@ impl TryFrom<StorageArgs> for Plan {
     type Error = Error;
 
     fn try_from(args: StorageArgs) -> Result<Plan> {
-        let chardevs = read(&args.chardev, "--chardev", chardev)?;
-        let mut monitors = read(&args.qmp, "--qmp", qmp)?;
+        let chardevs = read(&args.chardev, "--chardev", Chardev::parse)?;
+        let sockets = read(&args.qmp, "--qmp", qmp)?.into_iter().enumerate();
+        let chardev =
+            |(index, path)| Chardev { id: qmp_label(index), backend: Backend::Listen(path) };
+        let mut monitors: Vec<_> = sockets.map(chardev).collect();
         monitors.extend(read(&args.monitor, "--monitor", |text| monitor(text, &chardevs))?);
+        check_stdio(&monitors, args.daemonize)?;
         let nbd_server = args.nbd_server.as_slice();
         Ok(Plan {
             objects: read(&args.object, "--object", |text| keyval::parse(text, "qom-type"))?,
@@ -102,46 +110,35 @@ fn qmp(text: &str) -> std::result::Result<PathBuf, QmpError> {
     Ok(path.into())
 }
 
-/// A character device: its id and the path of its socket.
-fn chardev(text: &str) -> std::result::Result<(String, PathBuf), QmpError> {
-    let (mut id, mut path, mut server) = (None, None, false);
-    for (index, part) in split(text).into_iter().enumerate() {
-        // A name by itself switches something on, and with `no` before it off.
-        let (key, value) = part.split_once('=').unwrap_or((&part, "on"));
-        match (key, value) {
-            ("socket", "on") if index == 0 => {}
-            ("backend", "socket") => {}
-            ("id", id_text) => id = Some(id_text.to_owned()),
-            ("path", path_text) => path = Some(PathBuf::from(path_text)),
-            ("server", "on" | "yes" | "true") => server = true,
-            // Nobody is ever waited for.
-            ("wait", _) | ("nowait", "on") => {}
-            _ => return Err(QmpError::generic(format!("'{part}' is not supported"))),
-        }
-    }
-    match (id, path, server) {
-        (Some(id), Some(path), true) => Ok((id, path)),
-        _ => Err(QmpError::generic("give socket,id=ID,path=PATH,server=on")),
-    }
+/// There is one standard input, and it is gone in the background.
+fn check_stdio(monitors: &[Chardev], daemonize: bool) -> Result<()> {
+    let users = monitors.iter().filter(|chardev| chardev.backend == Backend::Stdio).count();
+    let refused = match users {
+        0 => return Ok(()),
+        _ if daemonize => "cannot use stdio with --daemonize",
+        1 => return Ok(()),
+        _ => "cannot use stdio by multiple character devices",
+    };
+    Err(Error::new(ErrorKind::Usage, format!("--chardev: {refused}")))
 }
 
-fn monitor(text: &str, chardevs: &[(String, PathBuf)]) -> std::result::Result<PathBuf, QmpError> {
-    let mut path = None;
+fn monitor(text: &str, chardevs: &[Chardev]) -> std::result::Result<Chardev, QmpError> {
+    let mut chosen = None;
     for (index, part) in split(text).into_iter().enumerate() {
         let pair = part.split_once('=');
         let pair = pair.or((index == 0).then_some(("chardev", part.as_str())));
         match pair {
             Some(("chardev", id)) => {
-                let found = chardevs.iter().find(|(name, _)| name == id);
+                let found = chardevs.iter().find(|chardev| chardev.id == id);
                 let found = found
                     .ok_or_else(|| QmpError::generic(format!("chardev \"{id}\" not found")))?;
-                path = Some(found.1.clone());
+                chosen = Some(found.clone());
             }
             Some(("mode", "control") | ("pretty", "off" | "no" | "false")) => {}
             _ => return Err(QmpError::generic(format!("'{part}' is not supported"))),
         }
     }
-    path.ok_or_else(|| QmpError::missing_argument("chardev"))
+    chosen.ok_or_else(|| QmpError::missing_argument("chardev"))
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+use ferry_api::command::ChardevInfo;
+
 use super::*;
 
 fn strings(texts: &[&str]) -> Vec<String> {
@@ -16,16 +18,25 @@ fn the_spelling_of_qemus_daemon_is_understood() {
         chardev: strings(&[
             "socket,path=/q1,server=on,wait=off,id=a",
             "socket,id=b,path=/q2,server,nowait",
+            "socket,id=c,path=/q3,server=off",
+            "stdio,id=d",
         ]),
-        monitor: strings(&["chardev=b", "a,mode=control"]),
+        monitor: strings(&["chardev=b", "a,mode=control", "c", "d"]),
         qmp: strings(&["unix:/q0,server=on"]),
         ..StorageArgs::default()
     };
     let plan = Plan::try_from(args).unwrap();
     assert_eq!((plan.nodes.len(), plan.exports.len()), (2, 1));
     assert!(plan.nbd_server.is_some());
-    let paths: Vec<_> = plan.monitors.iter().map(|path| path.to_str().unwrap()).collect();
-    assert_eq!(paths, ["/q0", "/q2", "/q1"]);
+    let monitors: Vec<_> = plan.monitors.iter().map(Chardev::info).collect();
+    let expected = [
+        ("compat_monitor0", "unix:/q0,server=on"),
+        ("b", "unix:/q2,server=on"),
+        ("a", "unix:/q1,server=on"),
+        ("c", "unix:/q3"),
+        ("d", "stdio"),
+    ];
+    assert_eq!(monitors, expected.map(|(label, filename)| ChardevInfo::new(label, filename)));
 }
 
 #[test]
@@ -35,8 +46,17 @@ fn what_is_wrong_is_said_with_its_option() {
     assert_eq!(refused(args), "--blockdev raw: Parameter 'file' is missing");
     let args = StorageArgs { monitor: strings(&["chardev=x"]), ..StorageArgs::default() };
     assert_eq!(refused(args), "--monitor chardev=x: chardev \"x\" not found");
-    for text in ["stdio,id=x", "socket,id=x,path=/p", "socket,path=/p,server=on"] {
+    for text in ["stdio", "stdio,id=x,path=/p", "socket,id=x", "socket,path=/p", "pty,id=x"] {
         let args = StorageArgs { chardev: strings(&[text]), ..StorageArgs::default() };
         assert!(refused(args).starts_with(&format!("--chardev {text}: ")));
     }
+    let stdio = StorageArgs {
+        chardev: strings(&["stdio,id=x"]),
+        monitor: strings(&["x"]),
+        ..StorageArgs::default()
+    };
+    let twice = StorageArgs { monitor: strings(&["x", "x"]), ..stdio.clone() };
+    assert!(refused(twice).contains("cannot use stdio by multiple"));
+    let daemonize = StorageArgs { daemonize: true, ..stdio };
+    assert!(refused(daemonize).contains("cannot use stdio with --daemonize"));
 }

@@ -3,6 +3,7 @@
 //! One thread has the sockets of QMP, the other one the graph with its exports.
 
 mod args;
+mod chardev;
 mod detach;
 mod keyval;
 mod pidfile;
@@ -10,7 +11,7 @@ mod pidfile;
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use ferry_api::command::{Command, ProcessCommand, reply};
+use ferry_api::command::{ChardevInfo, Command, ProcessCommand, reply};
 use ferry_api::schema::Empty;
 use ferry_api::{Controller, EventKind, LocalBoxFuture, QmpError, interface};
 use ferry_block::{Clock, Executor, IoThread, IoThreadOptions, Notify};
@@ -19,11 +20,12 @@ use serde_json::Value;
 use crate::command::Storage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export_kind::ExportKinds;
-use crate::monitor::{Listener, Monitor};
+use crate::monitor::Monitor;
 use crate::signals::Signals;
 
 use args::Plan;
 pub use args::StorageArgs;
+use chardev::{Chardev, Opened};
 use detach::Side;
 use pidfile::PidFile;
 
@@ -77,7 +79,9 @@ pub fn serve(args: StorageArgs, kinds: ExportKinds) -> Result<Ending> {
     let host = |e: ferry_block::Error| Error::host("start", &e);
     let executor = Executor::new(Clock::real()).map_err(host)?;
     let disks = IoThread::spawn("disks", IoThreadOptions::default()).map_err(host)?;
-    let daemon = Daemon::new(executor.clone(), Storage::new(disks.handle(), kinds));
+    let chardevs = plan.monitors.iter().map(Chardev::info).collect();
+    let storage = Storage::new(disks.handle(), kinds);
+    let daemon = Daemon::new(executor.clone(), storage, chardevs);
     let ending = executor.block_on(async {
         let started = daemon.start(plan, signals).await;
         let told = started.and_then(|()| ready.map_or(Ok(()), detach::Ready::tell));
@@ -97,6 +101,8 @@ struct Daemon {
     executor: Executor,
     storage: Storage,
     monitor: Rc<Monitor>,
+    /// What `query-chardev` says.
+    chardevs: Vec<ChardevInfo>,
     ending: RefCell<Option<Ending>>,
     changed: Notify,
 }
@@ -112,6 +118,7 @@ impl Controller for Daemon {
                     self.end(Ending::Quit);
                     reply(&Empty {})
                 }
+                Command::Process(ProcessCommand::QueryChardev) => reply(&self.chardevs),
                 Command::Block(command) => self.storage.execute(command).await,
                 // Not in the interface, so that no session lets it through.
                 Command::Machine(command) => Err(QmpError::command_not_found(command.name())),
@@ -121,11 +128,12 @@ impl Controller for Daemon {
 }
 
 impl Daemon {
-    fn new(executor: Executor, storage: Storage) -> Rc<Daemon> {
+    fn new(executor: Executor, storage: Storage, chardevs: Vec<ChardevInfo>) -> Rc<Daemon> {
         let daemon = Rc::new_cyclic(|this: &Weak<Daemon>| Daemon {
             monitor: Monitor::new(executor.clone(), &interface::STORAGE, this.clone()),
             executor,
             storage,
+            chardevs,
             ending: RefCell::new(None),
             changed: Notify::new(),
         });
@@ -146,8 +154,8 @@ impl Daemon {
         let failed = |e: ferry_block::Error| Error::host("start", &e);
         self.storage.forward_events(forward).await.map_err(failed)?;
         // First of all the sockets: whoever takes them twice shall not have opened disks before.
-        let listeners = plan.monitors.iter().map(|path| Listener::bind(path));
-        let listeners = listeners.collect::<Result<Vec<_>>>()?;
+        let monitors = plan.monitors.iter().map(Chardev::open);
+        let monitors = monitors.collect::<Result<Vec<_>>>()?;
         for object in plan.objects {
             let what = format!("--object {}", object.id);
             self.storage.object_add(object).await.map_err(refused(&what))?;
@@ -163,8 +171,11 @@ impl Daemon {
             let what = format!("--export {}", export.id);
             self.storage.block_export_add(export).await.map_err(refused(&what))?;
         }
-        for listener in listeners {
-            self.monitor.listen(listener);
+        for monitor in monitors {
+            match monitor {
+                Opened::Listener(listener) => self.monitor.listen(listener),
+                Opened::Connection(connection) => self.monitor.welcome(connection),
+            }
         }
         let this = Rc::clone(self);
         drop(self.executor.spawn(async move {

@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use ferry_api::command::{
-    Command, KvmInfo, MachineCommand, NameInfo, ProcessCommand, StatusInfo, UuidInfo, reply,
+    ChardevInfo, Command, KvmInfo, MachineCommand, NameInfo, ProcessCommand, StatusInfo, UuidInfo,
+    qmp_label, reply,
 };
 use ferry_api::schema::Empty;
 use ferry_api::{Controller, LocalBoxFuture, QmpError};
@@ -11,6 +12,7 @@ use serde_json::Value;
 
 use super::Control;
 use super::run_state::qmp_run_state;
+use crate::config::SerialConfig;
 
 impl Controller for Control {
     fn execute(self: Rc<Self>, command: Command) -> LocalBoxFuture<Result<Value, QmpError>> {
@@ -20,6 +22,7 @@ impl Controller for Control {
                     self.quit().await?;
                     reply(&Empty {})
                 }
+                Command::Process(ProcessCommand::QueryChardev) => reply(&self.chardevs()),
                 Command::Machine(command) => self.execute_machine(command).await,
                 Command::Block(command) => self.storage.execute(command).await,
             }
@@ -61,6 +64,20 @@ impl Control {
             }
         }
         reply(&Empty {})
+    }
+
+    /// The serial port, and the socket through which this was asked.
+    fn chardevs(&self) -> Vec<ChardevInfo> {
+        let label = "serial0";
+        let serial = match &self.config.serial {
+            SerialConfig::Stdio => ChardevInfo::new(label, "stdio"),
+            SerialConfig::File(_) => ChardevInfo::new(label, "file"),
+            SerialConfig::Socket(path) => ChardevInfo::listening(label, path),
+            SerialConfig::None => ChardevInfo::new(label, "null"),
+        };
+        let qmp = self.config.qmp.as_deref();
+        let qmp = qmp.map(|path| ChardevInfo::listening(&qmp_label(0), path));
+        [serial].into_iter().chain(qmp).collect()
     }
 
     fn query_status(&self) -> Result<Value, QmpError> {
