@@ -1,14 +1,15 @@
 //! Mirroring a disk under a guest that keeps writing to it, driven by QMP.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ferry_tests::lab::{self, LIMIT, Lab};
 use ferry_tests::need::{self, Need};
 use ferry_tests::qmp::Qmp;
-use ferry_tests::vm::Vm;
-use ferry_tests::{image, time};
+use ferry_tests::vm::{Disk, Vm};
+use ferry_tests::{binary, image, time};
 use serde_json::{Value, json};
 
 const KVM: &[Need] = &[Need::Kvm];
@@ -191,5 +192,34 @@ fn quit_ends_a_running_job_first() {
         let names: Vec<_> = mirrored.qmp.events().iter().map(|event| &event["event"]).collect();
         ensure!(names.iter().any(|name| **name == "BLOCK_JOB_CANCELLED"), "{names:?}");
         Ok(())
+    });
+}
+
+#[test]
+fn mirrors_that_start_together_do_not_get_in_each_others_way() {
+    need::test(KVM, || {
+        const DISKS: usize = 4;
+        let lab = Lab::new()?;
+        let mut spec = lab.spec(WORDS);
+        for number in 0..DISKS {
+            let path = lab.image(&format!("disk{number}.raw"), MIB)?;
+            spec = spec.disk(Disk::new(&format!("disk{number}"), &path));
+        }
+        let vm = lab.run(&spec)?;
+        let mut clients = Vec::new();
+        for number in 0..DISKS {
+            let mut ferry = Command::new(binary::ferry()?);
+            ferry.args(["mirror", "--create", "--finish", "pivot", "--qmp"]).arg(vm.socket());
+            ferry.args(["--device", &format!("disk{number}"), "--target"]);
+            ferry.arg(lab.path(&format!("copy{number}.raw")));
+            clients.push(ferry.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?);
+        }
+        for client in clients {
+            let output = client.wait_with_output()?;
+            let text = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "{text}");
+        }
+        lab::finish(&vm)?;
+        lab::holds(&lab.path("copy0.raw"), lab::verdict(&vm)?, 4096)
     });
 }

@@ -1,6 +1,7 @@
 //! The file that a mirror writes to: made, opened as a node, and tidied up when nothing came of it.
 
 use std::{
+    collections::HashSet,
     fs::{self, File, OpenOptions},
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
@@ -112,11 +113,17 @@ impl Target {
             let path = self.path.display();
             return Err(CliError::Failed(format!("the path {path} is not UTF-8; rename it")));
         };
-        self.node = free_name(client)?;
         let file = FileOptions { filename, locking: None, aio: None };
-        let options = node_options(args, &self.node, file, is_device);
-        client.call::<_, Empty>("blockdev-add", &options)?;
-        Ok(())
+        loop {
+            self.node = free_name(client)?;
+            let options = node_options(args, &self.node, file.clone(), is_device);
+            let added = client.call::<_, Empty>("blockdev-add", &options);
+            let Err(refused) = added else { return Ok(()) };
+            // Somebody else may have been quicker to take the same name, and has not taken the next one.
+            if !node_names(client)?.contains(&self.node) {
+                return Err(refused.into());
+            }
+        }
     }
 }
 
@@ -151,13 +158,18 @@ fn node_options(
 
 /// A node name that nobody uses.
 fn free_name(client: &mut QmpClient) -> Result<String> {
-    let nodes: Vec<BlockDeviceInfo> =
-        client.call("query-named-block-nodes", &json!({ "flat": true }))?;
-    let used = |name: &str| nodes.iter().any(|node| node.node_name.as_deref() == Some(name));
+    let used = node_names(client)?;
     let mut names = (0_u64..).map(|n| format!("mirror-target-{n}"));
     names
-        .find(|name| !used(name))
+        .find(|name| !used.contains(name))
         .ok_or_else(|| CliError::Failed("every node name for a target is taken".to_owned()))
+}
+
+/// The names of all nodes.
+fn node_names(client: &mut QmpClient) -> Result<HashSet<String>> {
+    let nodes: Vec<BlockDeviceInfo> =
+        client.call("query-named-block-nodes", &json!({ "flat": true }))?;
+    Ok(nodes.into_iter().filter_map(|node| node.node_name).collect())
 }
 
 fn create(path: &Path, size: u64) -> Result<()> {
