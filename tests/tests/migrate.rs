@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use ferry_tests::lab::{self, LIMIT, Lab, Verdict};
 use ferry_tests::need::{self, Need};
+use ferry_tests::qmp::Qmp;
 use ferry_tests::vm::{Spec, Vm};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const KVM: &[Need] = &[Need::Kvm];
 const WORDS: &str = "workload=verify,dirty init=zero mem_mib=64 disk_iops=2000";
@@ -88,6 +89,44 @@ fn over_tcp_with_a_destination_told_by_qmp() {
         let verdict = lab::verdict(&target)?;
         drop((vm, target));
         lab::holds(&disk, verdict, 4096)
+    });
+}
+
+/// The order in which QEMU tells of a migration, at both ends.
+#[test]
+fn events_tell_how_far_it_is() {
+    need::test(KVM, || {
+        let lab = Lab::new()?;
+        let (spec, _) = busy(&lab, "dirty_mib_s=50")?;
+        let vm = lab.run(&spec)?;
+        let (target, uri) = lab.destination(&spec, "m.sock")?;
+        let (mut qmp, mut waiting) = (vm.qmp()?, target.qmp()?);
+        let capability = json!({ "capability": "events", "state": true });
+        for client in [&mut qmp, &mut waiting] {
+            client.call("migrate-set-capabilities", json!({ "capabilities": [capability] }))?;
+        }
+        let refused = waiting.execute("migrate", json!({ "uri": "unix:/nowhere" }))?;
+        ensure!(refused.is_err_and(|refused| refused.desc.contains("waiting for an incoming")));
+        // Slow enough to be found in its first round.
+        qmp.call("migrate-set-parameters", json!({ "max-bandwidth": 1 << 20 }))?;
+        qmp.call("migrate", json!({ "uri": uri }))?;
+        let is = |state| move |event: &Value| event["data"]["status"] == state;
+        qmp.wait_event("active", 0, LIMIT, is("active"))?;
+        ensure!(qmp.call("query-migrate", json!({}))?["status"] == "active");
+        qmp.call("migrate-set-parameters", json!({ "max-bandwidth": 0 }))?;
+        qmp.wait_event("completed", 0, LIMIT, is("completed"))?;
+        waiting.wait_event("completed", 0, LIMIT, is("completed"))?;
+        let told = |client: &Qmp| -> Vec<String> {
+            let word = |event: &Value| event["data"]["status"].as_str().map(str::to_owned);
+            let name = |event: &Value| event["event"].as_str().unwrap_or_default().to_owned();
+            client.events().iter().map(|event| word(event).unwrap_or_else(|| name(event))).collect()
+        };
+        let source = told(&qmp);
+        ensure!(source.starts_with(&["setup", "MIGRATION_PASS", "active"].map(str::to_owned)));
+        let end = ["STOP", "MIGRATION_PASS", "completed"].map(str::to_owned);
+        ensure!(source.ends_with(&end), "{source:?}");
+        ensure!(told(&waiting) == ["active", "RESUME", "completed"], "{:?}", told(&waiting));
+        Ok(())
     });
 }
 

@@ -30,13 +30,11 @@ impl Control {
     /// `migrate`: starts it; failures to connect are reported later.
     pub(crate) fn migrate(self: &Rc<Self>, arguments: Migrate) -> Result<(), QmpError> {
         let uri = Uri::parse(&arguments.uri).map_err(|e| QmpError::generic(e.to_string()))?;
-        if self.migrations.is_busy() {
-            return Err(QmpError::migration_in_progress());
-        }
         match self.machine.run_state() {
             RunState::InMigrate => {
                 Err(QmpError::generic("Guest is waiting for an incoming migration"))
             }
+            _ if self.migrations.is_busy() => Err(QmpError::migration_in_progress()),
             RunState::PostMigrate => Err(QmpError::generic(
                 "Can't migrate the vm that was paused due to previous migration",
             )),
@@ -100,7 +98,10 @@ impl Control {
         &self,
         arguments: MigrateSetCapabilities,
     ) -> Result<(), QmpError> {
-        if self.migrations.is_busy() {
+        // A destination that still waits for its guest is told like one that was told before it waited.
+        let waits = self.machine.run_state() == RunState::InMigrate
+            && self.migrations.status() == Status::Setup;
+        if self.migrations.is_busy() && !waits {
             return Err(QmpError::migration_in_progress());
         }
         let missing =

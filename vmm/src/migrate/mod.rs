@@ -69,14 +69,17 @@ impl Migrations {
     }
 
     fn is_busy(&self) -> bool {
+        self.status().is_busy()
+    }
+
+    fn status(&self) -> Status {
         let session = self.session.borrow();
-        session.as_ref().is_some_and(|session| session.stats.snapshot().status.is_busy())
+        session.as_ref().map_or(Status::None, |session| session.stats.snapshot().status)
     }
 
     /// `cancelling` was announced: of what was on its way then, only the end is still news.
     fn is_cancelling(&self) -> bool {
-        let session = self.session.borrow();
-        session.as_ref().is_some_and(|s| s.stats.snapshot().status == Status::Cancelling)
+        self.status() == Status::Cancelling
     }
 
     fn begin(&self) -> Result<Session> {

@@ -32,8 +32,6 @@ pub(super) struct Source {
     stopped_from: RunState,
     /// The marks of the disks as they were when they were given up.
     generations: Option<Generations>,
-    /// `active` is not announced yet: QMP clients know it to come after the first pass.
-    active_is_due: bool,
 }
 
 /// Sends the guest to `uri`; blocks until it is there or certainly not.
@@ -55,7 +53,6 @@ impl Source {
             facts: facts::of(&control.machine),
             stopped_from: RunState::Running,
             generations: None,
-            active_is_due: false,
         })
     }
 
@@ -198,7 +195,11 @@ impl SourceMachine for Source {
         match status {
             // Announced by the command, so that it comes before the command's reply.
             Status::Setup => {}
-            Status::Active => self.active_is_due = true,
+            Status::Active => self.door.post(|control| {
+                if !control.migrations.is_cancelling() {
+                    control.migration_status(Status::Active);
+                }
+            }),
             // Clients know it as the state after a pause before the switch, which nobody asked for.
             Status::Device => {}
             status => self.door.post(move |control| {
@@ -211,13 +212,7 @@ impl SourceMachine for Source {
     }
 
     fn pass(&mut self, pass: u64) {
-        let active = std::mem::take(&mut self.active_is_due);
-        self.door.post(move |control| {
-            control.migration_pass(pass);
-            if active && !control.migrations.is_cancelling() {
-                control.migration_status(Status::Active);
-            }
-        });
+        self.door.post(move |control| control.migration_pass(pass));
     }
 }
 
