@@ -112,3 +112,37 @@ fn program_header(elf: &mut Vec<u8>, kind: u32, offset: usize, at: u32, len: usi
         elf.extend(value.to_le_bytes());
     }
 }
+
+/// An ELF note.
+pub(crate) fn elf_note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {
+    let mut note = Vec::new();
+    for word in [u32::try_from(name.len()).unwrap(), u32::try_from(desc.len()).unwrap(), kind] {
+        note.extend(word.to_le_bytes());
+    }
+    for part in [name, desc] {
+        note.extend(part);
+        note.resize(note.len().next_multiple_of(4), 0);
+    }
+    note
+}
+
+/// A 32-bit ELF file of these segments: kind, address, contents.
+pub(crate) fn narrow_elf(segments: &[(u32, u32, Vec<u8>)]) -> Vec<u8> {
+    let count = u8::try_from(segments.len()).unwrap();
+    let mut elf = b"\x7fELF\x01\x01\x01".to_vec();
+    elf.resize(16, 0);
+    for word in [0x0003_0002, 1, 0x10_0000, 52, 0, 0] {
+        elf.extend(u32::to_le_bytes(word));
+    }
+    elf.extend([52, 0, 32, 0, count, 0, 0, 0, 0, 0, 0, 0]);
+    let mut offset = 52 + 32 * u32::from(count);
+    for (kind, address, contents) in segments {
+        let len = u32::try_from(contents.len()).unwrap();
+        for word in [*kind, offset, *address, *address, len, len + 8, 7, 4] {
+            elf.extend(word.to_le_bytes());
+        }
+        offset += len;
+    }
+    segments.iter().for_each(|(_, _, contents)| elf.extend(contents));
+    elf
+}

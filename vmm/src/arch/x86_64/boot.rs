@@ -1,6 +1,7 @@
 //! Loading a kernel: bzImage by the Linux boot protocol, ELF by PVH or by the 64-bit Linux protocol.
 
 use std::fs::File;
+use std::io::Cursor;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use linux_loader::loader::elf::start_info::{
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
+use super::elf;
 use super::layout::{
     ACPI_START, BOOT_CMDLINE, BOOT_CMDLINE_MAX, BOOT_PARAMS, BOOT_PVH, ECAM_LEN, ECAM_START,
     HIGH_MEMORY, LOW_RAM_HOLE, RamLayout,
@@ -190,8 +192,16 @@ impl BootFiles {
 
     fn load_elf(&self, guest: &GuestMemory, ram: RamLayout) -> Result<Entry> {
         let mut file = &self.kernel.file;
-        let loaded =
-            Elf::load(guest, None, &mut file, None).map_err(|e| self.unloadable(ram, e))?;
+        let limit = ram.low + ram.high;
+        let rewritten = elf::rewritten(file, limit).map_err(|e| {
+            let name = self.kernel.path.display();
+            Error::because(ErrorKind::Config, format!("kernel {name} cannot be loaded"), e)
+        })?;
+        let loaded = match rewritten {
+            Some(kernel) => Elf::load(guest, None, &mut Cursor::new(kernel), None),
+            None => Elf::load(guest, None, &mut file, None),
+        };
+        let loaded = loaded.map_err(|e| self.unloadable(ram, e))?;
         let end = loaded.kernel_end;
         if end > ram.low {
             return Err(self.too_little(ram, end));

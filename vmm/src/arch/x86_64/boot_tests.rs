@@ -8,7 +8,7 @@ use vm_memory::ByteValued;
 use super::*;
 use crate::arch::x86_64::layout::BOOT_PAGE_TABLES;
 use crate::config::{OnReboot, SerialConfig};
-use crate::testing::PvhKernel;
+use crate::testing::{PvhKernel, elf_note, narrow_elf};
 
 const MIB: u64 = 1 << 20;
 
@@ -96,6 +96,16 @@ fn an_elf_with_the_note_starts_by_pvh() {
     let ram: u64 = map.iter().filter(|e| e.type_ == E820_RAM).map(|e| e.size).sum();
     assert_eq!(ram, 15 * MIB + LOW_RAM_HOLE);
     assert!(map.windows(2).all(|pair| pair[0].addr + pair[0].size <= pair[1].addr));
+}
+
+#[test]
+fn a_32_bit_elf_starts_by_pvh_too() {
+    let notes = elf_note(b"Xen\0", 18, &0x10_0010_u32.to_le_bytes());
+    let other = elf_note(b"GNU\0", 3, &[0; 20]);
+    let kernel = narrow_elf(&[(4, 0, notes), (1, 0x10_0000, vec![0x90; 100]), (4, 0, other)]);
+    let (entry, memory) = load(&kernel, None, 16 * MIB).unwrap();
+    assert_eq!(entry, Entry::Pvh { entry: 0x10_0010, start_info: BOOT_PVH });
+    assert_eq!(bytes_at(&memory, 0x10_0000, 100), [0x90; 100]);
 }
 
 #[test]

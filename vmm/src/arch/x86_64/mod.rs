@@ -3,6 +3,7 @@
 pub mod acpi;
 pub mod boot;
 pub mod cpuid;
+mod elf;
 pub mod layout;
 pub mod msr;
 pub mod regs;
