@@ -238,6 +238,17 @@ fn pollers_are_armed_around_every_sleep_and_looked_at_once_more() {
     assert_eq!((poller.polls.get(), poller.armed.get()), (polls, 1));
 }
 
+/// What connecting to another host does: the socket is waited for once, and then again and again.
+#[test]
+fn a_descriptor_that_was_waited_for_can_be_watched() {
+    let executor = real();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    executor.block_on(executor.writable(ours.as_raw_fd())).unwrap();
+    let watch = Watch::new(&executor, ours.as_raw_fd()).unwrap();
+    theirs.write_all(b"x").unwrap();
+    executor.block_on(watch.readable());
+}
+
 #[test]
 fn a_message_that_is_expected_is_seen_without_a_sleep() {
     let executor = real();

@@ -105,7 +105,12 @@ impl Reactor {
     pub(super) fn watch(&self, fd: RawFd, seen: &Rc<Readiness>) -> io::Result<usize> {
         let key = self.watched.borrow_mut().insert((fd, Rc::clone(seen)));
         let event = EpollEvent::new(seen.interest(), FIRST_WATCHED + key as u64);
-        self.epoll.ctl(ControlOperation::Add, fd, event).inspect_err(|_| {
+        let mut told = self.epoll.ctl(ControlOperation::Add, fd, event);
+        // It was waited for before, as a socket is that was being connected.
+        if told.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EEXIST)) {
+            told = self.epoll.ctl(ControlOperation::Modify, fd, event);
+        }
+        told.inspect_err(|_| {
             self.watched.borrow_mut().remove(key);
         })?;
         Ok(key)
