@@ -41,8 +41,11 @@ fn quit_and_signals_end_it() {
     need::test(KVM, || {
         let lab = Lab::new()?;
         let mut vm = lab.run(&lab.spec("disk=none"))?;
-        vm.qmp()?.call("quit", json!({}))?;
+        let mut qmp = vm.qmp()?;
+        qmp.call("quit", json!({}))?;
         ensure!(vm.wait(LIMIT)?.code() == Some(0), "{}", vm.describe());
+        let told: Vec<_> = qmp.events().iter().map(|event| event["event"].as_str()).collect();
+        ensure!(told == [Some("SHUTDOWN")], "QEMU's clients hear nothing else: {told:?}");
         for signal in [2, 15] {
             let mut vm = lab.run(&lab.spec("disk=none"))?;
             vm.signal(signal)?;

@@ -123,7 +123,8 @@ impl Control {
     pub(crate) async fn halt(self: &Rc<Self>, _change: &Change, to: RunState) -> Result<()> {
         let was_running = self.machine.run_state() == RunState::Running;
         self.machine.pause(to)?;
-        if was_running {
+        // What ends for good was announced as that.
+        if was_running && to != RunState::Shutdown {
             self.event(EventKind::Stop);
         }
         self.machine.quiesce_disks().await;
@@ -159,7 +160,7 @@ impl Control {
         let change = self.change().await;
         self.storage.cancel_jobs().await;
         if self.machine.run_state() == RunState::Running
-            && let Err(error) = self.halt(&change, RunState::Paused).await
+            && let Err(error) = self.halt(&change, RunState::Shutdown).await
         {
             tracing::error!("{}", error.line());
         }

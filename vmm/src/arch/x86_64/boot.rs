@@ -27,6 +27,8 @@ const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 /// "HdrS" at 0x202 of a bzImage.
 const BZIMAGE_MAGIC: u32 = 0x5372_6448;
+/// Where the setup header of a bzImage begins.
+const SETUP_HEADER: u64 = 0x1f1;
 /// "xEn3", the magic of PVH's start info.
 const PVH_MAGIC: u32 = 0x336e_c578;
 /// A boot loader without a number of its own.
@@ -156,13 +158,9 @@ impl BootFiles {
     }
 
     fn load_bzimage(&self, guest: &GuestMemory, ram: RamLayout) -> Result<Entry> {
-        let mut file = &self.kernel.file;
-        let start = Some(GuestAddress(HIGH_MEMORY));
-        let loaded =
-            BzImage::load(guest, None, &mut file, start).map_err(|e| self.unloadable(ram, e))?;
-        let Some(mut header) = loaded.setup_header else {
-            return Err(Error::config("the kernel has no setup header"));
-        };
+        let mut header = setup_header::default();
+        let read = self.kernel.file.read_exact_at(header.as_mut_slice(), SETUP_HEADER);
+        read.map_err(|e| self.unreadable(e))?;
         let longest = header.cmdline_size as usize;
         if header.version >= 0x0206 && self.cmdline.len() > longest {
             let (name, len) = (self.kernel.path.display(), self.cmdline.len());
@@ -172,10 +170,15 @@ impl BootFiles {
         }
         // While it unpacks itself, the kernel needs `init_size` bytes from where it wants to run.
         let runs_at = if header.version >= 0x020a { header.pref_address } else { HIGH_MEMORY };
-        let need = loaded.kernel_end.max(runs_at.saturating_add(header.init_size.into()));
+        let end = self.kernel.len.saturating_add(HIGH_MEMORY);
+        let need = end.max(runs_at.saturating_add(header.init_size.into()));
         if need > ram.low {
             return Err(self.too_little(ram, need));
         }
+        let mut file = &self.kernel.file;
+        let start = Some(GuestAddress(HIGH_MEMORY));
+        let loaded =
+            BzImage::load(guest, None, &mut file, start).map_err(|e| self.unloadable(ram, e))?;
         let limit = match header.initrd_addr_max {
             0 => 0x37ff_ffff,
             max => u64::from(max),

@@ -150,6 +150,9 @@ fn what_does_not_fit_says_how_much_is_needed() {
     let unpacks_to_20_mib = bzimage(&[0; 100], 20 << 20);
     let too_little = load(&unpacks_to_20_mib, None, 16 * MIB).unwrap_err().line();
     assert!(too_little.contains("about 22 MiB, --memory gives 16 MiB"), "{too_little}");
+    let large_file = bzimage(&vec![0; 17 << 20], 30 << 20);
+    let too_little = load(&large_file, None, 16 * MIB).unwrap_err().line();
+    assert!(too_little.contains("about 32 MiB, --memory gives 16 MiB"), "{too_little}");
     let large_kernel = bzimage(&vec![0; 17 << 20], 0);
     assert!(load(&large_kernel, None, 16 * MIB).unwrap_err().line().contains("too little memory"));
     let kernel = PvhKernel::new().stay().elf(true);
