@@ -1,6 +1,7 @@
 //! `commit`: what an image holds goes into one below it.
 
 use clap::Args;
+use ferry_block::format::qcow2::Qcow2Driver;
 use ferry_block::format::qcow2::create::{CreateOptions, create};
 use ferry_block::format::qcow2::header::{Compatible, Header};
 use ferry_block::{BlockNode, Edge};
@@ -50,7 +51,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         let (_, file) = session.open_container(&request).await?;
         let image = session.open(&Request { access: Access::Share, ..request }).await?;
         let (base, by_default) = base(&image, arguments.base.as_deref())?;
-        let target = open_base(session, arguments, &base).await?;
+        let target = open_base(session, arguments, &image, &base).await?;
         if target.len() < image.len() {
             target.root.resize(image.len()).await?;
         }
@@ -86,9 +87,21 @@ fn base(image: &Image, name: Option<&str>) -> Result<(BlockNode, bool)> {
     Ok((found, false))
 }
 
-async fn open_base(session: &Session, arguments: &Arguments, base: &BlockNode) -> Result<Image> {
+/// Opens the image below to be written, as the image above it names it: a name may hold options.
+async fn open_base(
+    session: &Session,
+    arguments: &Arguments,
+    image: &Image,
+    base: &BlockNode,
+) -> Result<Image> {
+    let mut chain = std::iter::successors(Some(image.node.clone()), BlockNode::backing);
+    let above = chain.find(|node| node.backing().is_some_and(|below| below.is_same(base)));
+    let named = above
+        .as_ref()
+        .and_then(|node| node.skip_filters().driver::<Qcow2Driver>()?.full_backing_file());
     let base = base.skip_filters();
-    let name = base.filename().ok_or_else(|| Failure::new("the image below has no file"))?;
+    let name = named.or_else(|| base.filename());
+    let name = name.ok_or_else(|| Failure::new("the image below has no file"))?;
     let cache = Cache::parse(&arguments.target_cache)?;
     let read = Request::read(&name, Some(base.format()));
     session.open(&Request { access: Access::Resize, cache, ..read }).await

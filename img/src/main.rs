@@ -7,7 +7,7 @@ use ferry_img::ImgCommand;
 
 /// Make, look at, check and copy disk images
 #[derive(Parser)]
-#[command(name = "ferry-img", version, max_term_width = 100)]
+#[command(name = "ferry-img", version, max_term_width = 100, args_override_self = true)]
 struct Arguments {
     #[command(subcommand)]
     command: ImgCommand,

@@ -27,7 +27,8 @@ enum Command {
     /// Boot a guest, or wait for one that migrates here
     Run(Box<RunArgs>),
     /// Make, look at, check and copy disk images
-    #[command(subcommand)]
+    // As for qemu-img, the last of an option that is given twice counts.
+    #[command(subcommand, args_override_self = true)]
     Img(Box<ImgCommand>),
     /// Serve disks without a guest: nodes, jobs and exports, controlled by QMP
     Storage(Box<StorageArgs>),

@@ -124,3 +124,22 @@ fn what_is_committed_is_below_and_gone_above() {
     rig.same_content("before.raw", "base.qcow2");
     rig.both("commit base.qcow2");
 }
+
+/// An image is written as its name says: this one has faults.
+#[test]
+fn what_is_below_is_opened_as_its_name_says() {
+    let Some(rig) = Rig::empty() else { return };
+    rig.qemu_img("create -q -f qcow2 base.qcow2 1M");
+    let name = "json:{'driver':'qcow2','file':{'driver':'blkdebug','inject-error':[{'event':'write_aio',\
+                'errno':28,'once':true}],'image':{'driver':'file','filename':'base.qcow2'}}}";
+    rig.qemu_img(&format!("create -q -f qcow2 -b {name} -F qcow2 top.qcow2"));
+    rig.qemu_io("top.qcow2", &["write -P 9 0 64k"]);
+    let before = fs::read(rig.path("top.qcow2")).unwrap();
+    rig.both("commit top.qcow2");
+    assert_eq!(
+        fs::read(rig.path("top.qcow2")).unwrap(),
+        before,
+        "what was not committed was given up"
+    );
+    rig.qemu_img("check base.qcow2");
+}
