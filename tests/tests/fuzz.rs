@@ -1,15 +1,18 @@
 //! Hostile input on any compiler: seeds changed at random, for a few seconds each, or as many as
 //! `FERRY_FUZZ_SECONDS` says. What is found is found again with the seed that it prints, in
-//! `FERRY_FUZZ_SEED`. The same functions are targets of libFuzzer in `tests/fuzz`.
+//! `FERRY_FUZZ_SEED`. The same functions are targets of libFuzzer in `tests/fuzz`; what these found
+//! once is in `regressions` there, and comes first.
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use ferry_api::testing::{fuzz_qmp, qmp_seeds};
 use ferry_block::testing::{
-    Rng, fuzz_nbd_client, fuzz_nbd_server, fuzz_qcow2, nbd_client_seeds, nbd_server_seeds,
-    qcow2_seeds,
+    Rng, fuzz_names, fuzz_nbd_client, fuzz_nbd_server, fuzz_qcow2, fuzz_qcow2_at_rest, name_seeds,
+    nbd_client_seeds, nbd_server_seeds, qcow2_seeds,
 };
+use ferry_tests::artifact::workspace;
 use ferry_tests::time;
 
 /// One input may take this long, built without optimisation and with the host busy.
@@ -56,8 +59,15 @@ fn change(data: &mut Vec<u8>, rng: &mut Rng) {
     }
 }
 
-/// Feeds `target` seeds and what becomes of them until the time is over; at least once each.
-fn hunt<T>(target: impl Fn(&[u8]) -> T, seeds: &[Vec<u8>]) {
+/// Feeds a target what was found before, then seeds and what becomes of them until the time is over;
+/// at least once each.
+fn hunt<T>(name: &str, target: impl Fn(&[u8]) -> T, seeds: &[Vec<u8>]) {
+    let found = workspace().join("tests/fuzz/regressions").join(name);
+    for entry in fs::read_dir(found).into_iter().flatten() {
+        let path = entry.expect("a folder that can be read").path();
+        let data = fs::read(&path).expect("a file that can be read");
+        feed(&target, &data, &path.display().to_string());
+    }
     let until = time::now() + Duration::from_secs(number("FERRY_FUZZ_SECONDS", 3));
     let mut seed = number("FERRY_FUZZ_SEED", 1);
     let first = seed;
@@ -65,35 +75,50 @@ fn hunt<T>(target: impl Fn(&[u8]) -> T, seeds: &[Vec<u8>]) {
         let mut rng = Rng::new(seed);
         let mut data = seeds[usize::try_from(seed).expect("a number") % seeds.len()].clone();
         change(&mut data, &mut rng);
-        let start = time::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| target(&data)));
-        let took = time::now() - start;
-        if let Err(panic) = outcome {
-            eprintln!("again with FERRY_FUZZ_SEED={seed}");
-            resume_unwind(panic);
-        }
-        assert!(took < LONGEST, "took {took:?}; again with FERRY_FUZZ_SEED={seed}");
+        feed(&target, &data, &format!("FERRY_FUZZ_SEED={seed}"));
         seed += 1;
     }
     eprintln!("{} inputs", seed - first);
 }
 
+/// Feeds a target one input; `again` says how to do so again.
+fn feed<T>(target: impl Fn(&[u8]) -> T, data: &[u8], again: &str) {
+    let start = time::now();
+    let outcome = catch_unwind(AssertUnwindSafe(|| target(data)));
+    let took = time::now() - start;
+    if let Err(panic) = outcome {
+        eprintln!("again with {again}");
+        resume_unwind(panic);
+    }
+    assert!(took < LONGEST, "took {took:?}; again with {again}");
+}
+
 #[test]
 fn images_do_no_harm() {
-    hunt(fuzz_qcow2, &qcow2_seeds());
+    hunt("qcow2", fuzz_qcow2, &qcow2_seeds());
+}
+
+#[test]
+fn images_do_no_harm_to_tools() {
+    hunt("qcow2_at_rest", fuzz_qcow2_at_rest, &qcow2_seeds());
+}
+
+#[test]
+fn names_of_disks_do_no_harm() {
+    hunt("names", fuzz_names, &name_seeds());
 }
 
 #[test]
 fn clients_of_nbd_do_no_harm() {
-    hunt(fuzz_nbd_server, &nbd_server_seeds());
+    hunt("nbd_server", fuzz_nbd_server, &nbd_server_seeds());
 }
 
 #[test]
 fn servers_of_nbd_do_no_harm() {
-    hunt(fuzz_nbd_client, &nbd_client_seeds());
+    hunt("nbd_client", fuzz_nbd_client, &nbd_client_seeds());
 }
 
 #[test]
 fn clients_of_qmp_do_no_harm() {
-    hunt(fuzz_qmp, &qmp_seeds());
+    hunt("qmp", fuzz_qmp, &qmp_seeds());
 }

@@ -1,8 +1,9 @@
-//! ferry's tasks: `cargo xtask demo`, `test` and `bench`.
+//! ferry's tasks: `cargo xtask demo`, `test`, `bench` and `fuzz`.
 #![expect(clippy::print_stdout, reason = "what a task prints is what it is for")]
 
 mod bench;
 mod demo;
+mod fuzz;
 mod packages;
 mod test;
 
@@ -43,6 +44,14 @@ enum Task {
         #[arg(long)]
         disk: Option<std::path::PathBuf>,
     },
+    /// Look for input that does harm, led by coverage.
+    Fuzz {
+        /// A file of `tests/fuzz/fuzz_targets`, such as qcow2 or `nbd_server`.
+        target: String,
+        /// How long.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -50,6 +59,7 @@ fn main() -> ExitCode {
         Task::Demo { records } => demo::run(records),
         Task::Test { no_linux } => test::run(!no_linux),
         Task::Bench { only, seconds, disk } => bench::run(&bench::Wanted { only, seconds, disk }),
+        Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,7 +12,8 @@ mod tool;
 pub use conformance::{CONFORMANCE_LEN, conformance};
 pub use fault::{Effect, Fault, SimOp};
 pub use fuzz::{
-    fuzz_nbd_client, fuzz_nbd_server, fuzz_qcow2, nbd_client_seeds, nbd_server_seeds, qcow2_seeds,
+    fuzz_names, fuzz_nbd_client, fuzz_nbd_server, fuzz_qcow2, fuzz_qcow2_at_rest, name_seeds,
+    nbd_client_seeds, nbd_server_seeds, qcow2_seeds,
 };
 pub use model::Model;
 pub use overlay::Overlay;

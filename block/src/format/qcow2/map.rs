@@ -316,7 +316,8 @@ impl Image {
         let index = geometry.l1_index(guest);
         let guard = self.map.making.lock(index..index + 1, true).await;
         let entry = self.map.l1_entry(index);
-        if entry.is_copied() {
+        // Somebody else may have made it meanwhile. A flag beside no table says nothing.
+        if entry.is_copied() && entry.offset().is_some() {
             return Ok(());
         }
         let cluster = geometry.cluster_size();

@@ -326,3 +326,7 @@ impl Catalogue for Server {
 #[cfg(test)]
 #[path = "wire_tests.rs"]
 mod wire_tests;
+
+#[cfg(test)]
+#[path = "extended_tests.rs"]
+mod extended_tests;

@@ -3,12 +3,15 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use super::*;
 use crate::clock::Clock;
+use crate::error::ErrorKind;
 use crate::executor::Executor;
 use crate::node::NodeOptions;
-use crate::testing::{SimDisk, SimOptions};
+use crate::protocol::null::NullDriver;
+use crate::testing::{Effect, Fault, SimDisk, SimOp, SimOptions};
 
 const LEN: u64 = 4 << 20;
 /// What is no zero on the disk: its last 64 KiB but one, and 1 MiB in its middle.
@@ -25,16 +28,22 @@ const NO_HOLE: u16 = 1 << 1;
 const DF: u16 = 1 << 2;
 const REQ_ONE: u16 = 1 << 3;
 
+const FAST_ZERO: u16 = 1 << 4;
+
 const EPERM: u32 = 1;
 const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
+const EOVERFLOW: u32 = 75;
+const ENOTSUP: u32 = 95;
 
 const DONE: u16 = 1;
 
-/// A client in the transmission phase, with structured replies and `base:allocation`.
-struct Wire {
-    stream: UnixStream,
+/// A client in the transmission phase, with structured or extended replies and `base:allocation`.
+pub(super) struct Wire {
+    pub(super) stream: UnixStream,
     context: u32,
+    /// Bytes of the export.
+    len: u64,
     /// What the export says that it can do.
     flags: u16,
 }
@@ -45,21 +54,26 @@ enum Reply {
     Chunk { flags: u16, kind: u16, cookie: u64, payload: Vec<u8> },
 }
 
-fn word(bytes: &[u8]) -> u32 {
+pub(super) fn word(bytes: &[u8]) -> u32 {
     u32::from_be_bytes(bytes[..4].try_into().unwrap())
 }
 
-fn long(bytes: &[u8]) -> u64 {
+pub(super) fn long(bytes: &[u8]) -> u64 {
     u64::from_be_bytes(bytes[..8].try_into().unwrap())
 }
 
 impl Wire {
     fn connect(path: &Path, export: &str) -> Wire {
-        let mut wire =
-            Wire { stream: UnixStream::connect(path).unwrap(), context: u32::MAX, flags: 0 };
+        Wire::connect_with(path, export, 8)
+    }
+
+    /// Connects with the replies that the option of this number asks for.
+    pub(super) fn connect_with(path: &Path, export: &str, replies: u32) -> Wire {
+        let stream = UnixStream::connect(path).unwrap();
+        let mut wire = Wire { stream, context: u32::MAX, len: 0, flags: 0 };
         assert_eq!(wire.take(18), b"NBDMAGICIHAVEOPT\0\x03");
         wire.stream.write_all(&3_u32.to_be_bytes()).unwrap();
-        assert_eq!(wire.option(8, &[]), []);
+        assert_eq!(wire.option(replies, &[]), []);
         let name =
             [&u32::try_from(export.len()).unwrap().to_be_bytes(), export.as_bytes()].concat();
         let query = [&name[..], &[0, 0, 0, 1, 0, 0, 0, 15], b"base:allocation"].concat();
@@ -69,7 +83,7 @@ impl Wire {
         wire.context = word(context);
         let infos = wire.option(7, &[&name[..], &[0, 0]].concat());
         let info = infos.iter().find(|(_, data)| data[..2] == [0, 0]).unwrap();
-        assert_eq!(long(&info.1[2..]), LEN);
+        wire.len = long(&info.1[2..]);
         wire.flags = u16::from_be_bytes([info.1[10], info.1[11]]);
         wire
     }
@@ -92,7 +106,7 @@ impl Wire {
         }
     }
 
-    fn take(&mut self, len: usize) -> Vec<u8> {
+    pub(super) fn take(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.stream.read_exact(&mut bytes).unwrap();
         bytes
@@ -177,8 +191,14 @@ impl Wire {
     }
 }
 
-/// Serves a disk as `rw`, as `ro` and, with every write durable, as `wt`; `test` is a client on a thread of its own.
-fn converse(test: impl FnOnce(&Path) + Send + 'static) -> SimDisk {
+/// Serves a disk as `rw`, as `ro` and, with every write durable, as `wt`, and one of 64 MiB of zeroes
+/// as `long`; `test` is a client on a thread of its own.
+pub(super) fn converse(test: impl FnOnce(&Path) + Send + 'static) -> SimDisk {
+    converse_with(&[], test)
+}
+
+/// The same with faults of the disk.
+fn converse_with(faults: &[Fault], test: impl FnOnce(&Path) + Send + 'static) -> SimDisk {
     let executor = Executor::new(Clock::real()).unwrap();
     let graph = BlockGraph::new(executor.clone());
     let folder = tempfile::tempdir().unwrap();
@@ -188,9 +208,12 @@ fn converse(test: impl FnOnce(&Path) + Send + 'static) -> SimDisk {
         let bytes: Vec<u8> = range.clone().map(|at| pattern(at, number)).collect();
         disk.fill(range.start, &bytes);
     }
+    faults.iter().for_each(|fault| disk.inject(fault.clone()));
     let seen = disk.clone();
     executor.block_on(async {
         graph.add(Some("disk"), disk, NodeOptions::default()).await.unwrap();
+        let zeroes = NullDriver::new(executor.clone(), 64 << 20, true, Duration::ZERO);
+        graph.add(Some("long"), zeroes, NodeOptions::default()).await.unwrap();
         let address = SocketAddress::unix(socket.to_str().unwrap());
         let server = Server::start(&graph, ServerOptions::new(address)).await.unwrap();
         for name in ["rw", "ro", "wt"] {
@@ -199,9 +222,10 @@ fn converse(test: impl FnOnce(&Path) + Send + 'static) -> SimDisk {
             let name = Some(name.to_owned());
             server.add(ExportOptions { name, writable, writethrough, ..plain }).await.unwrap();
         }
+        server.add(ExportOptions::new("export long", "long")).await.unwrap();
         let client = crate::thread::spawn("client", move || test(&socket)).unwrap();
         while !client.is_finished() {
-            executor.sleep(std::time::Duration::from_millis(2)).await;
+            executor.sleep(Duration::from_millis(2)).await;
         }
         client.join().unwrap();
         server.stop().await.unwrap();
@@ -221,7 +245,8 @@ fn an_export_says_what_it_can_do() {
         let set = |bits: &[u32]| bits.iter().fold(0, |all, bit| all | 1 << bit);
         // Trim, zeroes, fast zeroes.
         let writable = set(&always) | set(&[5, 6, 11]);
-        assert_eq!(Wire::connect(path, "rw").flags, writable);
+        let wire = Wire::connect(path, "rw");
+        assert_eq!((wire.len, wire.flags), (LEN, writable));
         assert_eq!(Wire::connect(path, "ro").flags, set(&always) | set(&[1]));
     });
 }
@@ -263,6 +288,36 @@ fn what_leaves_the_export_is_refused_and_its_last_byte_is_not() {
 }
 
 #[test]
+fn the_longest_read_is_given_and_none_that_is_longer() {
+    converse(|path| {
+        let mut wire = Wire::connect(path, "long");
+        let longest = 32 << 20;
+        assert_eq!(wire.errno(0, READ, 1, longest + 1), EOVERFLOW);
+        wire.send(0, READ, 3, 1, longest);
+        let Reply::Chunk { flags: DONE, kind: 2, cookie: 3, payload } = wire.reply() else {
+            panic!("no single hole was answered");
+        };
+        assert_eq!((long(&payload), u64::from(word(&payload[8..]))), (1, longest));
+    });
+}
+
+/// Only who asks for zeroes that must be cheap may be told that something is not supported.
+#[test]
+fn what_a_disk_cannot_do_is_told_as_the_protocol_wants_it() {
+    let unsupported = |op| Fault::every(op, Effect::Fail(ErrorKind::Unsupported));
+    let faults = [unsupported(SimOp::Zeroes), unsupported(SimOp::Write).within(0..512)];
+    let disk = converse_with(&faults, |path| {
+        let mut wire = Wire::connect(path, "rw");
+        assert_eq!(wire.errno(FAST_ZERO, ZEROES, 1 << 20, 4096), ENOTSUP);
+        assert_eq!(wire.errno(0, ZEROES, (1 << 20) + 4096, 4096), 0, "they are written");
+        assert_eq!(wire.errno(0, WRITE, 0, 512), EINVAL);
+    });
+    let contents = disk.contents();
+    assert_eq!(contents[1 << 20], pattern(1 << 20, 0));
+    assert_eq!(contents[(1 << 20) + 4096..(1 << 20) + 8192], [0; 4096]);
+}
+
+#[test]
 fn who_may_only_read_changes_nothing() {
     let disk = converse(|path| {
         let mut wire = Wire::connect(path, "ro");
@@ -280,12 +335,11 @@ fn fua_makes_durable_what_it_is_set_on() {
         let mut wire = Wire::connect(path, "rw");
         assert_eq!(wire.errno(FUA, WRITE, 512, 512), 0);
         assert_eq!(wire.errno(FUA | NO_HOLE, ZEROES, 1 << 20, 512), 0);
-        let mut wire = Wire::connect(path, "wt");
-        assert_eq!(wire.errno(0, WRITE, 16_384, 512), 0);
-        let mut wire = Wire::connect(path, "rw");
         // Durable with the trim that follows it.
         assert_eq!(wire.errno(0, WRITE, 32_768, 512), 0);
         assert_eq!(wire.errno(FUA, TRIM, DATA[1].start, 4096), 0);
+        // From here on nothing makes durable what went before.
+        assert_eq!(Wire::connect(path, "wt").errno(0, WRITE, 16_384, 512), 0);
         assert_eq!(wire.errno(0, WRITE, 8192, 512), 0);
     });
     let durable = disk.durable();

@@ -70,35 +70,89 @@ fn holes_are_zeroes_whatever_was_in_the_buffer() {
     });
 }
 
-/// Agrees on structured replies and `base:allocation`, and answers the first request, of which it is
-/// told cookie and offset, with these bytes.
-fn answer(
-    listener: &UnixListener,
-    reply: impl FnOnce(&[u8], &[u8]) -> Vec<u8>,
-) -> std::io::Result<UnixStream> {
+/// What a server says and can do.
+#[derive(Clone, Copy)]
+struct Manner {
+    extended: bool,
+    /// Flags of the export.
+    flags: u16,
+}
+
+/// Has flags, is several connections' disk, and no more than that.
+const PLAIN: u16 = 0x81;
+const STRUCTURED: Manner = Manner { extended: false, flags: PLAIN };
+
+/// Agrees on structured or extended replies and `base:allocation`, and goes on until the first
+/// request: the stream, and what has come of it.
+fn agree(listener: &UnixListener, manner: Manner) -> std::io::Result<(UnixStream, Vec<u8>)> {
     let (mut stream, _) = listener.accept()?;
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
     let mut answers = Vec::new();
-    encode_reply(11, 1 << 31 | 1, b"no", &mut answers);
-    encode_reply(8, 1, &[], &mut answers);
+    if manner.extended {
+        encode_reply(11, 1, &[], &mut answers);
+    } else {
+        encode_reply(11, 1 << 31 | 1, b"no", &mut answers);
+        encode_reply(8, 1, &[], &mut answers);
+    }
     encode_reply(10, 4, b"\0\0\0\x07base:allocation", &mut answers);
     encode_reply(10, 1, &[], &mut answers);
-    encode_reply(7, 3, b"\0\0\0\0\0\0\0\x10\0\0\0\x81", &mut answers);
+    let facts = [&b"\0\0\0\0\0\0\0\x10\0\0"[..], &manner.flags.to_be_bytes()].concat();
+    encode_reply(7, 3, &facts, &mut answers);
     encode_reply(7, 1, &[], &mut answers);
     stream.write_all(&answers)?;
+    let (magic, len) = if manner.extended { (0x21e4_1c71_u32, 32) } else { (0x2560_9513, 28) };
     let mut seen = Vec::new();
-    let request = loop {
+    loop {
         let mut more = [0; 4096];
         let count = stream.read(&mut more)?;
         seen.extend_from_slice(&more[..count]);
-        let magic = 0x2560_9513_u32.to_be_bytes();
-        let found = seen.windows(4).position(|bytes| bytes == magic);
-        if let Some(start) = found.filter(|start| seen.len() >= start + 28) {
-            break seen[start..start + 28].to_vec();
+        let found = seen.windows(4).position(|bytes| bytes == magic.to_be_bytes());
+        if let Some(start) = found.filter(|start| seen.len() >= start + len) {
+            return Ok((stream, seen.split_off(start)));
         }
-    };
+        if count == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Answers the first request, of which it is told cookie and offset, with these bytes.
+fn answer(
+    listener: &UnixListener,
+    manner: Manner,
+    reply: impl FnOnce(&[u8], &[u8]) -> Vec<u8>,
+) -> std::io::Result<UnixStream> {
+    let (mut stream, request) = agree(listener, manner)?;
     stream.write_all(&reply(&request[8..16], &request[16..24]))?;
     Ok(stream)
+}
+
+/// Does all that is asked, which is no read: the flags and commands of the requests.
+fn obey(listener: &UnixListener, manner: Manner) -> std::io::Result<Vec<(u16, u16)>> {
+    let (mut stream, mut seen) = agree(listener, manner)?;
+    let mut requests = Vec::new();
+    loop {
+        while seen.len() < 28 {
+            let mut more = [0; 4096];
+            let count = stream.read(&mut more)?;
+            if count == 0 {
+                return Ok(requests);
+            }
+            seen.extend_from_slice(&more[..count]);
+        }
+        let short = |at: usize| u16::from_be_bytes([seen[at], seen[at + 1]]);
+        let (flags, command) = (short(4), short(6));
+        let cookie = seen[8..16].to_vec();
+        let payload = if command == 1 { usize::from(short(26)) } else { 0 };
+        while seen.len() < 28 + payload {
+            let mut more = [0; 4096];
+            let count = stream.read(&mut more)?;
+            seen.extend_from_slice(&more[..count]);
+        }
+        seen.drain(..28 + payload);
+        requests.push((flags, command));
+        stream.write_all(&[&0x6744_6698_u32.to_be_bytes()[..], &[0; 4], &cookie].concat())?;
+    }
 }
 
 fn chunk(flags: u16, kind: u16, cookie: &[u8], payload: &[&[u8]]) -> Vec<u8> {
@@ -113,12 +167,20 @@ fn with_answer<T>(
     reply: impl FnOnce(&[u8], &[u8]) -> Vec<u8> + Send + 'static,
     test: impl AsyncFnOnce(&BlockNode) -> T,
 ) -> T {
+    with_server(move |listener| answer(listener, STRUCTURED, reply), test).0
+}
+
+/// What `test` finds on a disk of that server, and what becomes of the server.
+fn with_server<T, S: Send + 'static>(
+    serve: impl FnOnce(&UnixListener) -> S + Send + 'static,
+    test: impl AsyncFnOnce(&BlockNode) -> T,
+) -> (T, S) {
     let executor = Executor::new(Clock::real()).unwrap();
     let graph = BlockGraph::new(executor.clone());
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let listener = UnixListener::bind(&socket).unwrap();
-    let server = crate::thread::spawn("fake", move || answer(&listener, reply)).unwrap();
+    let server = crate::thread::spawn("fake", move || serve(&listener)).unwrap();
     let found = executor.block_on(async {
         let mut options = NbdOptions::new(SocketAddress::unix(socket.to_str().unwrap()), None);
         options.export = Some("disk".to_owned());
@@ -126,8 +188,9 @@ fn with_answer<T>(
         all.auto_read_only = Some(true);
         test(&graph.open(&all).await.unwrap()).await
     });
-    drop(server.join().unwrap());
-    found
+    // Its connection goes with the last of it.
+    drop(graph);
+    (found, server.join().unwrap())
 }
 
 /// The error of a read of 512 bytes from the start.
@@ -159,6 +222,46 @@ fn answers_that_break_the_protocol_are_errors() {
     assert!(unknown.contains("a chunk of an unknown kind"), "{unknown}");
     let strange = refused(|_, at| chunk(DONE, 1, &[9; 8], &[at, &[1; 512]]));
     assert!(strange.contains("a reply to what was not asked"), "{strange}");
+}
+
+#[test]
+fn an_extended_reply_must_be_about_the_offset_of_its_request() {
+    let manner = Manner { extended: true, flags: PLAIN };
+    let read = |change: u8| {
+        let reply = move |cookie: &[u8], at: &[u8]| {
+            let mut about = at.to_vec();
+            about[7] ^= change;
+            let head = [&0x6e8a_278c_u32.to_be_bytes()[..], &[0, 1, 0, 1], cookie].concat();
+            [&head[..], &about, &520_u64.to_be_bytes(), at, &[5; 512]].concat()
+        };
+        let read = async |node: &BlockNode| node.read(1024, full(512)).await;
+        with_server(move |listener| answer(listener, manner, reply), read).0
+    };
+    read(0).unwrap();
+    let error = read(1).unwrap_err().to_string();
+    assert!(error.contains("a reply is about another offset"), "{error}");
+}
+
+/// Whoever cannot make one write durable can still be asked to make everything durable after it.
+#[test]
+fn a_durable_write_is_followed_by_a_flush_where_there_is_no_fua() {
+    const FLUSH: u16 = 1 << 2;
+    const FUA: u16 = 1 << 3;
+    const ZEROES: u16 = 1 << 6;
+    let asked = |flags: u16| {
+        let manner = Manner { extended: false, flags: PLAIN | flags };
+        let test = async |node: &BlockNode| {
+            node.write(0, full(512), WriteFlags::NONE).await.unwrap();
+            node.write(0, full(512), WriteFlags::FUA).await.unwrap();
+            node.write_zeroes(0..512, WriteFlags::FUA).await.unwrap();
+        };
+        with_server(move |listener| obey(listener, manner), test).1.unwrap()
+    };
+    // The zeroes may not be a hole.
+    let with_fua = [(0, 1), (1, 1), (1 | 2, 6)];
+    assert_eq!(asked(FLUSH | FUA | ZEROES)[..3], with_fua);
+    let without = [(0, 1), (0, 1), (0, 3), (2, 6), (0, 3)];
+    assert_eq!(asked(FLUSH | ZEROES)[..5], without);
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Images.
 
-use crate::clock::Clock;
-use crate::edge::{ChildRole, EdgePerms, Perms};
+use crate::bitmap::DirtyBitmap;
+use crate::edge::{ChildRole, Edge, EdgePerms, Perms};
 use crate::error::Result;
 use crate::executor::Executor;
+use crate::format::qcow2::bitmap::{ToStore, store_bitmaps};
 use crate::format::qcow2::check::{Repair, check};
 use crate::format::qcow2::create::{CreateOptions, create};
 use crate::format::qcow2::header::{Compression, Header, Version};
+use crate::format::qcow2::snapshot::{Moment, SnapshotRef, create_snapshot};
 use crate::format::qcow2::{BackingRef, Qcow2Options};
 use crate::graph::BlockGraph;
 use crate::node::{BlockNode, NodeOptions};
@@ -16,22 +18,19 @@ use crate::testing::{SimDisk, SimOptions};
 /// Bytes of the disk in a seed.
 const DISK: u64 = 256 << 10;
 
-/// Opens the bytes as an image, uses it, and checks and repairs it afterwards. The clock is
-/// simulated: a request that waits for what never comes is a panic.
+/// Opens the bytes as an image, uses it, and checks and repairs it afterwards.
 ///
 /// # Panics
 /// There is a mistake in what is tested.
 pub fn fuzz_qcow2(data: &[u8]) -> u32 {
-    let executor = Executor::new(Clock::simulated()).expect("an executor");
-    let graph = BlockGraph::new(executor.clone());
-    executor.block_on(async {
-        let file = add_file(&graph, "file", data).await.expect("a new graph");
-        let passed = match open(&graph, &file).await {
-            Ok(node) => super::use_disk(&graph, &node).await,
+    super::on_a_graph(async |graph| {
+        let file = add_file(graph, "file", data).await.expect("a new graph");
+        let passed = match open(graph, &file, None).await {
+            Ok(node) => super::use_disk(graph, &node).await,
             Err(_) => 0,
         };
         let closed = graph.remove("disk").await.is_ok();
-        passed + u32::from(closed) + repair(&graph, &file).await
+        passed + u32::from(closed) + repair(graph, &file).await
     })
 }
 
@@ -46,36 +45,59 @@ pub fn qcow2_seeds() -> Vec<Vec<u8>> {
         CreateOptions { version: Version::V2, ..small.clone() },
         CreateOptions { lazy_refcounts: true, compression: Compression::Zstd, ..small.clone() },
         CreateOptions { extended_l2: true, cluster_size: 16 << 10, ..small.clone() },
+        CreateOptions { refcount_bits: 64, cluster_size: 1024, ..small.clone() },
         CreateOptions { data_file: Some("data".into()), ..small },
     ];
     shapes.iter().map(seed).collect()
 }
 
 fn seed(options: &CreateOptions) -> Vec<u8> {
-    let executor = Executor::new(Clock::simulated()).expect("an executor");
-    let graph = BlockGraph::new(executor.clone());
-    executor.block_on(async {
-        let disk = sim(&executor, &[]);
+    super::on_a_graph(async |graph| {
+        let disk = sim(graph.executor(), &[]);
         let added = graph.add(Some("file"), disk.clone(), NodeOptions::default()).await;
         let file = added.expect("a new graph");
-        let edge = graph.edge(&file, ChildRole::File, whole()).expect("nobody else uses it");
+        let edge = whole_edge(graph, &file).expect("nobody else uses it");
         let data = match options.data_file {
-            Some(_) => Some(add_file(&graph, "new-data", &[]).await.expect("a new name")),
+            Some(_) => Some(add_file(graph, "new-data", &[]).await.expect("a new name")),
             None => None,
         };
-        let data = data.map(|node| graph.edge(&node, ChildRole::Data, whole()).expect("the same"));
+        let data = data.map(|node| whole_edge(graph, &node).expect("the same"));
         create(&edge, data.as_ref(), options).await.expect("options that go together");
         drop(edge);
-        let node = open(&graph, &file).await.expect("a good image");
-        super::use_disk(&graph, &node).await;
-        drop(node);
-        graph.remove("disk").await.expect("nobody else uses it");
+        for again in [false, true] {
+            let node = open(graph, &file, None).await.expect("a good image");
+            super::use_disk(graph, &node).await;
+            drop(node);
+            graph.remove("disk").await.expect("nobody else uses it");
+            if let (Some(_), false) = (graph.node("data"), again) {
+                graph.remove("data").await.expect("the same");
+            }
+            let edge = whole_edge(graph, &file).expect("nobody else uses it");
+            add_inside(&edge, again).await;
+        }
         disk.contents()
     })
 }
 
+/// Adds a snapshot and two bitmaps, the second time some more: what the image can have of that.
+async fn add_inside(file: &Edge, again: bool) {
+    let name = if again { "s1" } else { "s0" };
+    let refused = create_snapshot(file, name, Moment::default()).await.is_err();
+    let mut bits = DirtyBitmap::new(DISK, 4096).expect("bits that fit");
+    bits.record(0..DISK / 2);
+    let coarse = DirtyBitmap::new(DISK, 64 << 10).expect("bits that fit");
+    let bitmaps = [("fine", &bits), ("coarse", &coarse)];
+    let bitmaps = bitmaps.map(|(name, bits)| ToStore::Bits { name, bits });
+    let stored = store_bitmaps(file, &bitmaps).await.is_ok();
+    assert!(stored || !refused, "the image has neither");
+}
+
 /// An image opens neither a backing file nor a data file of the host, whatever it says.
-async fn open(graph: &BlockGraph, file: &BlockNode) -> Result<BlockNode> {
+pub(super) async fn open(
+    graph: &BlockGraph,
+    file: &BlockNode,
+    snapshot: Option<SnapshotRef>,
+) -> Result<BlockNode> {
     let edge = graph.edge(file, ChildRole::File, EdgePerms::READ)?;
     let header = Header::load(&edge).await?;
     drop(edge);
@@ -86,23 +108,27 @@ async fn open(graph: &BlockGraph, file: &BlockNode) -> Result<BlockNode> {
         let data = add_file(graph, "data", &vec![0; len]).await?;
         options.data_file = Some(BlockdevRef::Name(data.name().to_owned()));
     }
+    let read_only = snapshot.is_some();
+    options.x_snapshot = snapshot;
     let mut options = BlockdevOptions::new(DriverOptions::Qcow2(Box::new(options)));
     options.node_name = Some("disk".into());
+    options.read_only = Some(read_only);
     graph.open(&options).await
 }
 
 async fn repair(graph: &BlockGraph, file: &BlockNode) -> u32 {
-    let Ok(edge) = graph.edge(file, ChildRole::File, whole()) else { return 0 };
+    let Ok(edge) = whole_edge(graph, file) else { return 0 };
     let checked = check(&edge, None).await.is_ok();
     u32::from(checked) + u32::from(check(&edge, Some(Repair::All)).await.is_ok())
 }
 
-fn whole() -> EdgePerms {
+/// A file that nobody else uses.
+pub(super) fn whole_edge(graph: &BlockGraph, file: &BlockNode) -> Result<Edge> {
     let needs = Perms::CONSISTENT_READ | Perms::WRITE | Perms::RESIZE;
-    EdgePerms { needs, shares: Perms::NONE }
+    graph.edge(file, ChildRole::File, EdgePerms { needs, shares: Perms::NONE })
 }
 
-async fn add_file(graph: &BlockGraph, name: &str, content: &[u8]) -> Result<BlockNode> {
+pub(super) async fn add_file(graph: &BlockGraph, name: &str, content: &[u8]) -> Result<BlockNode> {
     graph.add(Some(name), sim(graph.executor(), content), NodeOptions::default()).await
 }
 
