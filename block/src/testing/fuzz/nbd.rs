@@ -16,7 +16,7 @@ use crate::executor::Executor;
 use crate::graph::BlockGraph;
 use crate::nbd::proto::request::Request;
 use crate::nbd::proto::{
-    BASE_ALLOCATION, HeaderStyle, cmd, flag, handshake, info, opt, option, rep,
+    ALLOCATION_DEPTH, BASE_ALLOCATION, HeaderStyle, cmd, flag, handshake, info, opt, option, rep,
 };
 use crate::nbd::{ExportOptions, Server, ServerOptions};
 use crate::net::SocketAddress;
@@ -85,7 +85,8 @@ pub fn fuzz_nbd_client(data: &[u8]) -> u32 {
 
 /// What clients say.
 pub fn nbd_server_seeds() -> Vec<Vec<u8>> {
-    STYLES.iter().map(|style| conversation(*style).concat()).collect()
+    let seeds = STYLES.iter().map(|style| conversation(*style).concat());
+    seeds.chain([curious_client()]).collect()
 }
 
 /// What a server answers to that. The driver asks for more than the clients did: that is refused.
@@ -182,6 +183,52 @@ fn conversation(style: HeaderStyle) -> Vec<Vec<u8>> {
         turns.push(out);
     }
     turns
+}
+
+/// A client that wants to know everything first, and then uses every flag that there is.
+fn curious_client() -> Vec<u8> {
+    let mut out = (handshake::C_FIXED_NEWSTYLE | handshake::C_NO_ZEROES).to_be_bytes().to_vec();
+    let mut export = Vec::new();
+    option::put_string("disk", &mut export);
+    let infos = [info::NAME, info::DESCRIPTION, info::BLOCK_SIZE];
+    let infos: Vec<u8> = infos.into_iter().flat_map(u16::to_be_bytes).collect();
+    let about = [&export[..], &3_u16.to_be_bytes(), &infos].concat();
+    let mut contexts = [&export[..], &3_u32.to_be_bytes()].concat();
+    for query in [BASE_ALLOCATION, ALLOCATION_DEPTH, "qemu:"] {
+        option::put_string(query, &mut contexts);
+    }
+    let all_contexts = [&export[..], &0_u32.to_be_bytes()].concat();
+    option::encode(opt::LIST, &[], &mut out);
+    option::encode(opt::STARTTLS, &[], &mut out);
+    option::encode(opt::INFO, &about, &mut out);
+    option::encode(opt::EXTENDED_HEADERS, &[], &mut out);
+    option::encode(opt::LIST_META_CONTEXT, &all_contexts, &mut out);
+    option::encode(opt::SET_META_CONTEXT, &contexts, &mut out);
+    option::encode(opt::GO, &about, &mut out);
+    let all = EXPORT as u64;
+    for (flags, command, len) in [
+        (flag::DF, cmd::READ, all),
+        (flag::FUA | flag::PAYLOAD_LEN, cmd::WRITE, 512),
+        (flag::REQ_ONE, cmd::BLOCK_STATUS, all),
+        (flag::PAYLOAD_LEN, cmd::BLOCK_STATUS, 12),
+        (flag::FUA | flag::FAST_ZERO | flag::NO_HOLE, cmd::WRITE_ZEROES, 4096),
+        (flag::FUA, cmd::TRIM, 4096),
+        (0, cmd::CACHE, all),
+        (0, cmd::FLUSH, 0),
+        (0, cmd::DISC, 0),
+    ] {
+        let request = Request { flags, command, cookie: 1, offset: 0, len };
+        request.encode(HeaderStyle::Extended, &mut out);
+        match command {
+            cmd::WRITE => out.extend([0x5a; 512]),
+            // The status of all of it, in the first context alone.
+            cmd::BLOCK_STATUS if flags == flag::PAYLOAD_LEN => {
+                out.extend([&all.to_be_bytes()[..], &0_u32.to_be_bytes()].concat());
+            }
+            _ => {}
+        }
+    }
+    out
 }
 
 /// Says all turns, each when the other side has become quiet, then nothing more; what the other
