@@ -125,9 +125,10 @@ mod tests {
     fn seeds_go_deep() {
         let understood: Vec<u32> = qmp_seeds().iter().map(|seed| fuzz_qmp(seed)).collect();
         assert_eq!(understood[..4], [4, 1, 1, 0]);
-        let samples = understood.len() - 4;
-        let good = understood[4..].iter().filter(|count| **count == 1).count();
-        assert_eq!((samples, good), (0, 0));
+        // All but the four commands that a session answers by itself.
+        let samples = &understood[4..];
+        assert_eq!(samples.iter().filter(|count| **count != 1).count(), 4);
+        assert!(samples.len() > 100, "{} samples", samples.len());
         assert_eq!(fuzz_qmp(b""), 0);
     }
 }
