@@ -84,7 +84,7 @@ pub fn qmp_seeds() -> Vec<Vec<u8>> {
 fn sample(ty: Type, choice: usize, depth: usize) -> Value {
     match ty {
         Type::Str | Type::Any => "x".into(),
-        Type::Bool => (choice % 2 == 0).into(),
+        Type::Bool => choice.is_multiple_of(2).into(),
         Type::Int | Type::U64 | Type::U32 => 512.into(),
         Type::Number => 1.5.into(),
         Type::Null => Value::Null,
