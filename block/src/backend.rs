@@ -4,6 +4,9 @@
 //! and waits for what is inside. Requests that come meanwhile wait at the gate and look up their
 //! node only once it opens, so that a graph edit made in between redirects them. Edges inside the
 //! graph have no gates: a request that is inside can always finish.
+//!
+//! A root whose owner goes for good is [retired](BlockBackend::retire): requests that wait at its gate
+//! are given up, which harms nobody, because they have not begun.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -72,6 +75,8 @@ type LengthSink = Rc<dyn Fn(u64)>;
 pub(crate) struct Gate {
     closed: Cell<u32>,
     inside: Cell<u32>,
+    /// Nobody gets in any more.
+    retired: Cell<bool>,
     changed: Notify,
 }
 
@@ -223,13 +228,35 @@ impl BlockBackend {
         }
     }
 
+    /// Lets nobody in any more, and gives up what waits at the gate. What is inside goes on to its
+    /// end, without waiting for limits. For an owner that goes away and must not wait for whoever shut the gate.
+    pub fn retire(&self) {
+        self.0.gate.retired.set(true);
+        self.0.gate.changed.notify_all();
+        self.set_throttle(None);
+    }
+
+    /// Whether it was [retired](BlockBackend::retire).
+    pub fn is_retired(&self) -> bool {
+        self.0.gate.retired.get()
+    }
+
     /// Waits until the gate is open, then goes in.
-    pub async fn enter(&self) -> Pass {
+    ///
+    /// # Errors
+    /// `Cancelled`: the root is retired.
+    pub async fn enter(&self) -> Result<Pass> {
         let gate = &self.0.gate;
         if !gate.is_open() {
-            gate.changed.wait_until(|| gate.is_open()).await;
+            gate.changed.wait_until(|| gate.is_open() || self.is_retired()).await;
         }
-        Pass::new(self)
+        if self.is_retired() { Err(self.gone()) } else { Ok(Pass::new(self)) }
+    }
+
+    #[cold]
+    fn gone(&self) -> Error {
+        let context = format!("{} goes away, so this was given up", self.0.describe());
+        Error::new(ErrorKind::Cancelled, context)
     }
 
     /// Goes into two roots at the same moment, waiting outside both until both are open. Entering
@@ -248,37 +275,37 @@ impl BlockBackend {
 
     /// Enters, then [`Pass::read`].
     pub async fn read(&self, at: u64, into: IoBuf) -> Result<()> {
-        self.enter().await.read(at, into).await
+        self.enter().await?.read(at, into).await
     }
 
     /// Enters, then [`Pass::write`].
     pub async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
-        self.enter().await.write(at, from, flags).await
+        self.enter().await?.write(at, from, flags).await
     }
 
     /// Enters, then [`Pass::write_zeroes`].
     pub async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
-        self.enter().await.write_zeroes(range, flags).await
+        self.enter().await?.write_zeroes(range, flags).await
     }
 
     /// Enters, then [`Pass::discard`].
     pub async fn discard(&self, range: Range<u64>) -> Result<()> {
-        self.enter().await.discard(range).await
+        self.enter().await?.discard(range).await
     }
 
     /// Enters, then [`Pass::flush`].
     pub async fn flush(&self) -> Result<()> {
-        self.enter().await.flush().await
+        self.enter().await?.flush().await
     }
 
     /// Enters, then [`Pass::map`].
     pub async fn map(&self, range: Range<u64>) -> Result<Extent> {
-        self.enter().await.map(range).await
+        self.enter().await?.map(range).await
     }
 
     /// Enters, then resizes the node; see [`BlockNode::resize`].
     pub async fn resize(&self, len: u64) -> Result<()> {
-        let pass = self.enter().await;
+        let pass = self.enter().await?;
         pass.check(Perms::RESIZE)?;
         pass.backend.edge.resize(len).await
     }

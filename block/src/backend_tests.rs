@@ -215,3 +215,39 @@ fn a_drain_keeps_neither_nodes_nor_roots() {
     assert_eq!(bench.graph.nodes().len(), 1);
     drop(drained);
 }
+
+#[test]
+fn what_waits_at_the_gate_of_a_retired_root_is_given_up() {
+    let bench = Bench::new();
+    let disk = bench.disk("n0");
+    let (export, other) = (
+        bench.root(BackendKind::Export, "e0", &disk),
+        bench.root(BackendKind::Export, "e1", &disk),
+    );
+    let inside = bench.start_write(&export);
+    bench.executor.run_until_stalled();
+    let drained = bench.executor.block_on(bench.graph.drain(&disk, &[]));
+    bench.executor.block_on(inside).unwrap();
+    let (waiting, patient) = (bench.start_write(&export), bench.start_write(&other));
+    bench.executor.run_until_stalled();
+    export.retire();
+    let error = bench.executor.block_on(waiting).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    drop(drained);
+    bench.executor.block_on(patient).unwrap();
+    assert!(bench.executor.block_on(bench.start_write(&export)).is_err(), "nor later");
+    assert_eq!(disk.stats().write.ops, 2);
+}
+
+#[test]
+fn what_is_inside_a_retired_root_goes_on_to_its_end() {
+    let bench = Bench::new();
+    let disk = bench.disk("n0");
+    let export = bench.root(BackendKind::Export, "e0", &disk);
+    let inside = bench.start_write(&export);
+    bench.executor.run_until_stalled();
+    export.retire();
+    assert!(!export.is_quiet());
+    bench.executor.block_on(inside).unwrap();
+    assert!(export.is_quiet() && disk.stats().write.ops == 1);
+}

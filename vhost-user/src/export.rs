@@ -107,9 +107,11 @@ impl Export {
         self.0.client.borrow().is_some()
     }
 
-    /// Stops listening, hangs up, and waits until nothing is in flight.
+    /// Stops listening, hangs up, and waits until nothing is in flight. Requests that somebody holds up at
+    /// the gate stay in the ring for whoever serves it next.
     pub async fn close(&self) {
         let inner = &self.0;
+        inner.backend.retire();
         if let Some(listener) = inner.listener.take() {
             listener.cancel().await;
         }

@@ -56,6 +56,42 @@ fn closing_hangs_up() {
     );
 }
 
+/// A job that waits to be finalized holds requests up: the export goes without them, and the guest may ask
+/// again where its disk is served next.
+#[test]
+fn closing_leaves_requests_that_are_held_up_in_the_ring() {
+    let (send, waits) = mpsc::channel();
+    let (closed, is_closed) = mpsc::channel();
+    let front = move |socket: &Path| {
+        let mut front = FrontEnd::up(socket);
+        front.request(1, 0);
+        send.send(()).unwrap();
+        front.expect_hang_up();
+        is_closed.recv().unwrap();
+        assert_eq!((front.used(), front.status()), (0, 0xee));
+    };
+    against_export(
+        |_| {},
+        front,
+        |graph, export| {
+            let (graph, export) = (graph.clone(), export.clone());
+            drop(graph.executor().clone().spawn(async move {
+                let (executor, node) = (graph.executor(), graph.node("d0").unwrap());
+                let drained = graph.drain(&node, &[]).await;
+                while waits.try_recv().is_err() {
+                    executor.sleep(Duration::from_millis(1)).await;
+                }
+                // Until it has been taken from the ring.
+                executor.sleep(Duration::from_millis(50)).await;
+                within(executor, Duration::from_secs(5), export.close()).await.unwrap();
+                assert!(!export.has_client());
+                drop(drained);
+                closed.send(()).unwrap();
+            }));
+        },
+    );
+}
+
 #[test]
 fn impossible_options_are_refused() {
     let executor = Executor::new(ferry_block::Clock::simulated()).unwrap();

@@ -130,9 +130,11 @@ impl Export {
         self.client_left.notify_all();
     }
 
-    /// Disconnects everybody and waits until their requests are over.
+    /// Disconnects everybody and waits until their requests are over. Those that somebody holds up at the
+    /// gate are given up: nobody was told that they are done.
     pub(super) async fn close(&self) {
         self.closing.set(true);
+        self.backend.retire();
         for client in self.clients() {
             client.shut_down();
         }

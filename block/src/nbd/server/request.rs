@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::connection::Connection;
 use super::status;
-use crate::backend::Pass;
 use crate::buf::IoBuf;
 use crate::driver::WriteFlags;
 use crate::error::Error;
@@ -91,7 +90,7 @@ impl Connection {
     async fn trim(&self, request: &Request) -> Result<Outcome, Refused> {
         self.check_writable()?;
         let range = self.check_range(request, ENOSPC)?;
-        let pass = self.export.backend.enter().await;
+        let pass = self.export.backend.enter().await?;
         pass.discard(range).await?;
         if self.is_durable(request) {
             pass.flush().await?;
@@ -143,7 +142,7 @@ impl Connection {
             HeaderStyle::Extended => u64::MAX,
             HeaderStyle::Simple | HeaderStyle::Structured => LONGEST_NARROW,
         };
-        let pass: Pass = self.export.backend.enter().await;
+        let pass = self.export.backend.enter().await?;
         let mut found = Vec::new();
         for number in wanted {
             let context = usize::try_from(number).ok().and_then(|at| self.export.contexts.get(at));

@@ -306,6 +306,10 @@ impl Ticket {
     }
 
     fn refuse(self, error: &Error, is_write: bool) {
+        if self.queue.disk.backend.is_retired() {
+            // Nothing is wrong with the disk: whoever serves the ring next takes the request again.
+            return self.park();
+        }
         let failed = FailedRequest { is_write, kind: error.kind(), message: error.to_string() };
         match self.queue.disk.shared.on_error(&failed) {
             ErrorAction::Report => self.complete(Status::IoErr, 0),
