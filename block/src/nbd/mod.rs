@@ -10,4 +10,4 @@
 pub(crate) mod proto;
 mod server;
 
-pub use server::{ExportInfo, ExportOptions, RemoveMode, Server, ServerOptions};
+pub use server::{Export, ExportOptions, Server, ServerOptions};

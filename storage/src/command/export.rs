@@ -1,6 +1,7 @@
 //! Exports and the NBD server that carries them.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use ferry_api::QmpError;
 use ferry_api::command::{
@@ -8,14 +9,13 @@ use ferry_api::command::{
     BlockExportOptionsNbd, BlockExportRemoveMode, BlockExportType, NbdServerAdd, NbdServerOptions,
     NbdServerRemove, NbdServerStart, SocketAddress,
 };
-use ferry_block::job::{BlockEvent, JobRegistry};
-use ferry_block::nbd::{ExportInfo, ExportOptions, RemoveMode, Server, ServerOptions};
-use ferry_block::net::{TlsCreds, TlsEndpoint};
-use ferry_block::{BlockGraph, Error, ErrorKind};
+use ferry_block::nbd::{Export, ExportOptions, Server, ServerOptions};
+use ferry_block::net::{TlsCreds, TlsEndpoint, within};
+use ferry_block::{BlockGraph, Error, ErrorKind, LocalBoxFuture};
 
-use super::other_export::OtherExports;
+use super::export_registry::{Exports, PATIENCE};
 use super::{Result, Storage, carry_over};
-use crate::export_kind::VhostUserBlkOptions;
+use crate::export_kind::{RunningExport, VhostUserBlkOptions};
 
 /// The NBD server of a graph, while there is one.
 #[derive(Default)]
@@ -25,6 +25,31 @@ impl NbdServer {
     fn of(graph: &BlockGraph) -> ferry_block::Result<Server> {
         let server = graph.extension(NbdServer::default).0.borrow().clone();
         server.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "NBD server not running"))
+    }
+
+    /// Takes it out, so that another may be started.
+    fn take(graph: &BlockGraph) -> Option<Server> {
+        graph.extension(NbdServer::default).0.take()
+    }
+}
+
+/// An export of the NBD server.
+struct NbdExport {
+    server: Server,
+    export: Rc<Export>,
+}
+
+impl RunningExport for NbdExport {
+    fn node_name(&self) -> String {
+        self.export.node_name()
+    }
+
+    fn has_client(&self) -> bool {
+        self.export.client_count() != 0
+    }
+
+    fn close(&self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(self.server.remove(&self.export))
     }
 }
 
@@ -53,10 +78,6 @@ impl Storage {
             };
             let options = ServerOptions { address, tls, max_connections };
             let server = Server::start(&graph, options).await?;
-            let jobs = JobRegistry::of(&graph);
-            server.on_deleted(move |id| {
-                jobs.emit(BlockEvent::BlockExportDeleted { id: id.to_owned() });
-            });
             slot.0.replace(Some(server));
             Ok(())
         };
@@ -67,7 +88,11 @@ impl Storage {
     pub(super) async fn nbd_server_stop(&self) -> Result<()> {
         let stop = |graph: BlockGraph| async move {
             NbdServer::of(&graph)?;
-            stop_nbd_server(&graph).await
+            let executor = graph.executor().clone();
+            // It goes on stopping when nobody waits for it any more.
+            let stopping = executor.spawn(async move { stop_nbd_server(&graph).await });
+            within(&executor, PATIENCE, stopping).await;
+            Ok(())
         };
         self.on_graph(stop).await
     }
@@ -139,8 +164,12 @@ impl Storage {
         let add = |graph: BlockGraph| async move {
             let server = NbdServer::of(&graph)?;
             super::blockdev::find(&graph, None, Some(&options.node_name))?;
-            OtherExports::of(&graph).check_new(&options.id)?;
-            server.add(options).await
+            let id = options.id.clone();
+            let start = async {
+                let export = server.add(options).await?;
+                Ok(Rc::new(NbdExport { server, export }) as Rc<dyn RunningExport>)
+            };
+            Exports::of(&graph).add(BlockExportType::Nbd, &id, start).await
         };
         self.on_graph(add).await
     }
@@ -149,69 +178,39 @@ impl Storage {
         let start = self.kinds.vhost_user_blk;
         let add = move |graph: BlockGraph| async move {
             super::blockdev::find(&graph, None, Some(&options.node_name))?;
-            if nbd_exports(&graph).iter().any(|export| export.id == options.id) {
-                let context = format!("Block export id '{}' is already in use", options.id);
-                return Err(Error::new(ErrorKind::AlreadyExists, context));
-            }
-            OtherExports::of(&graph).add(&graph, start, options).await
+            let (id, kind) = (options.id.clone(), BlockExportType::VhostUserBlk);
+            Exports::of(&graph).add(kind, &id, start(graph.clone(), options)).await
         };
         self.on_graph(add).await
     }
 
     /// `block-export-del`
     pub(super) async fn block_export_del(&self, arguments: BlockExportDel) -> Result<()> {
-        let mode = match arguments.mode {
-            Some(BlockExportRemoveMode::Hard) => RemoveMode::Hard,
-            Some(BlockExportRemoveMode::Safe) | None => RemoveMode::Safe,
-        };
+        let mode = arguments.mode.unwrap_or(BlockExportRemoveMode::Safe);
         let id = arguments.id;
         let remove = move |graph: BlockGraph| async move {
-            let others = OtherExports::of(&graph);
-            if others.has(&id) {
-                return others.remove(&graph, &id, mode).await;
-            }
-            match NbdServer::of(&graph) {
-                Ok(server) => server.remove(&id, mode).await,
-                Err(_) => {
-                    Err(Error::new(ErrorKind::NotFound, format!("Export '{id}' is not found")))
-                }
-            }
+            Exports::of(&graph).remove(&graph, &id, mode).await
         };
         self.on_graph(remove).await
     }
 
     /// `query-block-exports`
     pub(super) async fn query_block_exports(&self) -> Result<Vec<BlockExportInfo>> {
-        let list = |graph: BlockGraph| async move {
-            let nbd = nbd_exports(&graph).into_iter().map(|export| BlockExportInfo {
-                id: export.id,
-                kind: BlockExportType::Nbd,
-                node_name: export.node_name,
-                shutting_down: export.shutting_down,
-            });
-            Ok(nbd.chain(OtherExports::of(&graph).infos()).collect())
-        };
-        self.on_graph(list).await
+        self.on_graph(|graph| async move { Ok(Exports::of(&graph).infos()) }).await
     }
-}
-
-fn nbd_exports(graph: &BlockGraph) -> Vec<ExportInfo> {
-    let server = graph.extension(NbdServer::default).0.borrow().clone();
-    server.map(|server| server.exports()).unwrap_or_default()
 }
 
 /// Takes every export away and stops listening, where anybody does.
-pub(crate) async fn close_exports(graph: &BlockGraph) -> ferry_block::Result<()> {
-    let others = OtherExports::of(graph).remove_all(graph).await;
-    stop_nbd_server(graph).await.and(others)
+pub(crate) async fn close_exports(graph: &BlockGraph) {
+    Exports::of(graph).remove_all(graph, |_| true).await;
+    stop_nbd_server(graph).await;
 }
 
-async fn stop_nbd_server(graph: &BlockGraph) -> ferry_block::Result<()> {
-    let server = graph.extension(NbdServer::default).0.take();
-    match server {
-        Some(server) => server.stop().await,
-        None => Ok(()),
-    }
+async fn stop_nbd_server(graph: &BlockGraph) {
+    let Some(server) = NbdServer::take(graph) else { return };
+    server.retire();
+    Exports::of(graph).remove_all(graph, |kind| kind == BlockExportType::Nbd).await;
+    server.stop().await;
 }
 
 fn nbd_options(id: String, node_name: String, nbd: BlockExportOptionsNbd) -> Result<ExportOptions> {

@@ -3,12 +3,12 @@
 mod bitmap;
 mod blockdev;
 mod export;
+mod export_registry;
 mod image_info;
 mod io_throttle;
 mod job;
 mod kept;
 mod object;
-mod other_export;
 mod query;
 mod snapshot;
 mod transaction;
@@ -69,11 +69,10 @@ impl Storage {
     /// Something could not be made durable. All that could be done was done.
     pub async fn close(&self) -> ferry_block::Result<()> {
         let close = |graph: BlockGraph| async move {
-            // One that waits for its user may hold requests up which exports wait for.
+            // First of all: requests that one holds up are done then.
             JobRegistry::of(&graph).cancel_all().await;
-            let exports = export::close_exports(&graph).await;
-            let images = graph.inactivate_all().await;
-            exports.and(images)
+            export::close_exports(&graph).await;
+            graph.inactivate_all().await
         };
         self.blocks.call(close).await.and_then(|closed| closed)
     }

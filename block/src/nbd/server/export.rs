@@ -1,11 +1,12 @@
 //! One export: a node under a name, and the clients that use it.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::rc::{Rc, Weak};
 
+use super::ExportOptions;
 use super::connection::Connection;
 use super::negotiate::Offer;
-use super::{ExportInfo, ExportOptions};
 use crate::backend::BlockBackend;
 use crate::bitmap::BitmapState;
 use crate::edge::ChildRole;
@@ -28,8 +29,8 @@ pub(super) enum Context {
     Bitmap(Rc<AttachedBitmap>),
 }
 
-/// A node under a name.
-pub(super) struct Export {
+/// A node under a name; [`Server::remove`](super::Server::remove) takes it away.
+pub struct Export {
     pub(super) options: ExportOptions,
     pub(super) backend: BlockBackend,
     pub(super) contexts: Vec<Context>,
@@ -103,17 +104,17 @@ impl Export {
         }
     }
 
-    pub(super) fn info(&self) -> ExportInfo {
-        ExportInfo {
-            id: self.options.id.clone(),
-            node_name: self.backend.node().name().to_owned(),
-            shutting_down: self.closing.get(),
-            clients: self.clients().len(),
-        }
+    /// The node that it exports now.
+    pub fn node_name(&self) -> String {
+        self.backend.node().name().to_owned()
     }
 
-    /// The clients that use it now.
-    pub(super) fn clients(&self) -> Vec<Rc<Connection>> {
+    /// How many clients use it.
+    pub fn client_count(&self) -> usize {
+        self.clients().len()
+    }
+
+    fn clients(&self) -> Vec<Rc<Connection>> {
         self.clients.borrow().iter().filter_map(Weak::upgrade).collect()
     }
 
@@ -139,6 +140,12 @@ impl Export {
             client.shut_down();
         }
         self.client_left.wait_until(|| self.clients.borrow().is_empty()).await;
+    }
+}
+
+impl fmt::Debug for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Export({} of {:?})", self.name(), self.backend)
     }
 }
 

@@ -23,7 +23,7 @@ use crate::net::{Listener, Raced, SocketAddress, Stream, TlsCreds, TlsEndpoint, 
 use crate::notify::Notify;
 
 use connection::Connection;
-use export::Export;
+pub use export::Export;
 use negotiate::{Catalogue, Offer};
 
 /// Where and how to serve.
@@ -88,35 +88,9 @@ impl ExportOptions {
     }
 }
 
-/// What to do with clients of an export that is taken away.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RemoveMode {
-    /// Keep the export while there are any.
-    #[default]
-    Safe,
-    /// Disconnect them.
-    Hard,
-}
-
-/// An export as `query-block-exports` shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExportInfo {
-    /// Its id.
-    pub id: String,
-    /// The node it exports now.
-    pub node_name: String,
-    /// Whether it waits for requests to finish before it goes.
-    pub shutting_down: bool,
-    /// How many clients use it.
-    pub clients: usize,
-}
-
 /// A running server; clones are the same one. [`stop`](Server::stop) it before the last one goes.
 #[derive(Clone)]
 pub struct Server(Rc<Inner>);
-
-type OnDeleted = Rc<dyn Fn(&str)>;
 
 struct Inner {
     graph: BlockGraph,
@@ -124,7 +98,6 @@ struct Inner {
     tls: Option<Rc<TlsCreds>>,
     max_connections: usize,
     exports: RefCell<Vec<Rc<Export>>>,
-    on_deleted: RefCell<Option<OnDeleted>>,
     clients: Cell<usize>,
     stopping: Cell<bool>,
     listening: Cell<bool>,
@@ -150,7 +123,6 @@ impl Server {
             tls: options.tls,
             max_connections: if max == 0 { usize::MAX } else { max },
             exports: RefCell::default(),
-            on_deleted: RefCell::default(),
             clients: Cell::new(0),
             stopping: Cell::new(false),
             listening: Cell::new(true),
@@ -170,19 +142,17 @@ impl Server {
         &self.0.address
     }
 
-    /// Calls `hook` with the id of every export that is gone: QMP's `BLOCK_EXPORT_DELETED`.
-    pub fn on_deleted(&self, hook: impl Fn(&str) + 'static) {
-        self.0.on_deleted.replace(Some(Rc::new(hook)));
-    }
-
     /// Adds an export. A writable one of an inactive node activates the node.
-    pub async fn add(&self, options: ExportOptions) -> Result<()> {
+    ///
+    /// # Errors
+    /// Another one has its name, the node is not to be had so, or there are no such bitmaps.
+    pub async fn add(&self, options: ExportOptions) -> Result<Rc<Export>> {
         self.check_new(&options)?;
         let export = Export::new(&self.0.graph, options).await?;
         // Somebody may have been faster.
         self.check_new(&export.options)?;
-        self.0.exports.borrow_mut().push(export);
-        Ok(())
+        self.0.exports.borrow_mut().push(Rc::clone(&export));
+        Ok(export)
     }
 
     fn check_new(&self, options: &ExportOptions) -> Result<()> {
@@ -192,9 +162,6 @@ impl Server {
         }
         let name = options.name.as_deref().unwrap_or(&options.node_name);
         for export in self.0.exports.borrow().iter() {
-            if export.options.id == options.id {
-                return taken(format!("Block export id '{}' is already in use", options.id));
-            }
             if export.name() == name {
                 return taken(format!("NBD server already has export named '{name}'"));
             }
@@ -202,46 +169,33 @@ impl Server {
         Ok(())
     }
 
-    /// Takes an export away; returns when it is gone and its node is free.
-    pub async fn remove(&self, id: &str, mode: RemoveMode) -> Result<()> {
-        let found = self.0.exports.borrow().iter().find(|export| export.options.id == id).cloned();
-        let Some(export) = found.filter(|export| !export.is_closing()) else {
-            return Err(Error::new(ErrorKind::NotFound, format!("Export '{id}' is not found")));
-        };
-        if mode == RemoveMode::Safe && !export.clients().is_empty() {
-            let context = format!("export '{id}' still in use");
-            return Err(Error::new(ErrorKind::Busy, context));
-        }
+    /// Takes an export away and disconnects its clients; returns when none of their requests is under way.
+    /// Its node is free when `export` is dropped.
+    pub async fn remove(&self, export: &Rc<Export>) {
         export.close().await;
-        self.0.exports.borrow_mut().retain(|other| !Rc::ptr_eq(other, &export));
-        // Its node must be free before anybody hears of it.
-        drop(export);
-        let hook = self.0.on_deleted.borrow().clone();
-        if let Some(hook) = hook {
-            hook(id);
-        }
-        Ok(())
+        self.0.exports.borrow_mut().retain(|other| !Rc::ptr_eq(other, export));
+        self.0.changed.notify_all();
     }
 
-    /// The exports, in the order they were added.
-    pub fn exports(&self) -> Vec<ExportInfo> {
-        self.0.exports.borrow().iter().map(|export| export.info()).collect()
+    /// Takes no more clients and no more exports.
+    pub fn retire(&self) {
+        self.0.stopping.set(true);
+        self.0.changed.notify_all();
     }
 
     /// Stops listening, disconnects everybody and removes all exports. Returns when all of that
     /// has happened.
-    pub async fn stop(&self) -> Result<()> {
-        self.0.stopping.set(true);
-        self.0.changed.notify_all();
-        for export in self.exports().into_iter().filter(|export| !export.shutting_down) {
-            self.remove(&export.id, RemoveMode::Hard).await?;
+    pub async fn stop(&self) {
+        self.retire();
+        let exports = self.0.exports.borrow().clone();
+        for export in exports {
+            self.remove(&export).await;
         }
         let gone = || {
             let deserted = self.0.clients.get() == 0 && self.0.exports.borrow().is_empty();
             deserted && !self.0.listening.get()
         };
         self.0.changed.wait_until(gone).await;
-        Ok(())
     }
 
     async fn listen(&self, listener: Listener) {
@@ -297,7 +251,7 @@ impl Server {
             tracing::info!("{peer}, a client of export '{}', is dropped: {error}", export.name());
         }
         export.leave(&client);
-        // `remove` waits for the last client to leave, and the node must be free by then.
+        // `remove` waits for the last client to leave, and nothing of it may keep the node then.
     }
 
     /// The export a client means. The empty name means the only one, if there is just one.

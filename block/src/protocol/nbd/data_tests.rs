@@ -40,7 +40,7 @@ fn with_disk(test: impl AsyncFnOnce(&SimDisk, &BlockNode)) {
         let options = ExportOptions { writable: true, ..ExportOptions::new("export", "disk") };
         server.add(options).await.unwrap();
         test(&disk, &connect(&graph, address).await).await;
-        server.stop().await.unwrap();
+        server.stop().await;
     });
 }
 

@@ -8,7 +8,7 @@ use crate::backend::BackendKind;
 use crate::bitmap::DirtyBitmap;
 use crate::clock::Clock;
 use crate::executor::Executor;
-use crate::nbd::{ExportOptions, RemoveMode, Server, ServerOptions};
+use crate::nbd::{Export, ExportOptions, Server, ServerOptions};
 use crate::net::SocketAddress;
 use crate::node::{AttachedBitmap, NodeOptions};
 use crate::open::{BlockdevOptions, DriverOptions};
@@ -41,9 +41,9 @@ impl Rig {
         Server::start(&self.graph, ServerOptions::new(self.address())).await.unwrap()
     }
 
-    async fn export(&self, server: &Server) {
+    async fn export(&self, server: &Server) -> Rc<Export> {
         let options = ExportOptions { writable: true, ..ExportOptions::new("export", "disk") };
-        server.add(options).await.unwrap();
+        server.add(options).await.unwrap()
     }
 
     fn options(&self) -> NbdOptions {
@@ -77,10 +77,10 @@ fn several_connections_are_one_disk() {
     Rig::new().run(async |rig| {
         rig.disk(CONFORMANCE_LEN).await;
         let server = rig.serve().await;
-        rig.export(&server).await;
+        let export = rig.export(&server).await;
         let options = NbdOptions { x_connections: Some(4), ..rig.options() };
         let node = rig.connect(options).await.unwrap();
-        assert_eq!(server.exports()[0].clients, 4);
+        assert_eq!(export.client_count(), 4);
         conformance(&rig.executor, &node, 2).await;
     });
 }
@@ -122,7 +122,7 @@ fn a_disk_that_grows_is_seen_with_the_next_connection() {
         assert_eq!(new.len(), 1 << 20);
         new.write(8192, IoBuf::from_vec(b"new"), WriteFlags::NONE).await.unwrap();
         // The old one hears of it when it has to connect again.
-        server.stop().await.unwrap();
+        server.stop().await;
         let server = rig.serve().await;
         rig.export(&server).await;
         let back = IoBuf::alloc(3);
@@ -134,24 +134,20 @@ fn a_disk_that_grows_is_seen_with_the_next_connection() {
 }
 
 #[test]
-fn an_export_goes_when_it_may() {
+fn an_export_that_goes_disconnects_its_clients_and_lets_its_node_go() {
     Rig::new().run(async |rig| {
         rig.disk(1 << 20).await;
         let server = rig.serve().await;
-        let gone = Rc::new(RefCell::new(Vec::new()));
-        let heard = Rc::clone(&gone);
-        server.on_deleted(move |id| heard.borrow_mut().push(id.to_owned()));
-        rig.export(&server).await;
+        let export = rig.export(&server).await;
         assert_eq!(rig.graph.remove("disk").await.unwrap_err().kind(), ErrorKind::Busy);
         let node = rig.connect(rig.options()).await.unwrap();
-        let error = server.remove("export", RemoveMode::Safe).await.unwrap_err();
-        assert_eq!(error.to_string(), "export 'export' still in use");
-        server.remove("export", RemoveMode::Hard).await.unwrap();
-        assert_eq!(*gone.borrow(), ["export"]);
+        assert_eq!(export.client_count(), 1);
+        server.remove(&export).await;
+        drop(export);
         rig.graph.remove("disk").await.unwrap();
         let error = node.read(0, IoBuf::alloc(512)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Disconnected);
-        server.stop().await.unwrap();
+        server.stop().await;
         assert!(!rig.folder.path().join("socket").exists());
     });
 }
@@ -164,7 +160,7 @@ fn a_server_that_comes_back_gets_the_requests_again() {
         rig.export(&server).await;
         let options = NbdOptions { reconnect_delay: 30, ..rig.options() };
         let node = rig.connect(options).await.unwrap();
-        server.stop().await.unwrap();
+        server.stop().await;
         let write = rig.executor.spawn({
             let node = node.clone();
             async move { node.write(512, IoBuf::from_vec(b"again"), WriteFlags::FUA).await }
@@ -188,7 +184,7 @@ fn a_server_that_stays_away_is_waited_for_no_longer_than_that() {
         rig.export(&server).await;
         let options = NbdOptions { reconnect_delay: 1, ..rig.options() };
         let node = rig.connect(options).await.unwrap();
-        server.stop().await.unwrap();
+        server.stop().await;
         let started = rig.executor.clock().now();
         let error = node.read(0, IoBuf::alloc(512)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Disconnected);
@@ -293,7 +289,7 @@ fn a_guest_resumes_only_when_nobody_fills_its_disk_any_more() {
         let perms = EdgePerms::READ_WRITE;
         let device = rig.graph.add_backend(BackendKind::Device, "d0", &disk, perms).unwrap();
         let server = rig.serve().await;
-        rig.export(&server).await;
+        let export = rig.export(&server).await;
         let node = rig.connect(rig.options()).await.unwrap();
         let data = || IoBuf::from_vec(b"filled");
         node.write(0, data(), WriteFlags::NONE).await.unwrap();
@@ -302,7 +298,8 @@ fn a_guest_resumes_only_when_nobody_fills_its_disk_any_more() {
         assert!(error.to_string().contains("export 'export'"), "{error}");
         assert!(device.write(0, data(), WriteFlags::NONE).await.is_err());
         node.write(0, data(), WriteFlags::NONE).await.unwrap();
-        server.remove("export", RemoveMode::Hard).await.unwrap();
+        server.remove(&export).await;
+        drop(export);
         rig.graph.activate_all(None).await.unwrap();
         device.write(0, data(), WriteFlags::NONE).await.unwrap();
         let options = ExportOptions { writable: true, ..ExportOptions::new("export", "disk") };
@@ -334,7 +331,7 @@ fn an_export_that_is_not_there_is_named() {
         let error = rig.connect(rig.options()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert!(error.to_string().contains("export 'disk' not present"), "{error}");
-        server.stop().await.unwrap();
+        server.stop().await;
         let error = rig.connect(rig.options()).await.unwrap_err();
         assert!(error.to_string().contains("Failed to connect to"), "{error}");
     });
@@ -376,7 +373,7 @@ fn who_does_not_read_replies_is_not_read_from() {
     Rig::new().run(async |rig| {
         rig.disk(1 << 20).await;
         let server = rig.serve().await;
-        rig.export(&server).await;
+        let export = rig.export(&server).await;
         let path = rig.folder.path().join("socket");
         let flood = crate::thread::spawn("flood", move || {
             let mut stream = UnixStream::connect(&path).unwrap();
@@ -394,7 +391,7 @@ fn who_does_not_read_replies_is_not_read_from() {
         // 56 MB would have been sent, and their replies kept.
         let sent = flood.join().unwrap().expect("the server takes everything");
         assert!(sent < 40, "{sent} times 10000 requests were taken");
-        server.remove("export", RemoveMode::Hard).await.unwrap();
+        server.remove(&export).await;
     });
 }
 

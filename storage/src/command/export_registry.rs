@@ -1,0 +1,134 @@
+//! The exports of a graph, of all kinds: what has which id, and how one goes.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use ferry_api::command::{BlockExportInfo, BlockExportRemoveMode, BlockExportType};
+use ferry_block::job::{BlockEvent, JobRegistry};
+use ferry_block::net::within;
+use ferry_block::{BlockGraph, Error, ErrorKind, Notify, Result};
+
+use crate::export_kind::RunningExport;
+
+/// How long a command waits for exports to be gone. What takes longer is storage that does not answer, and
+/// for that the monitor must not wait: they go on going, and an event tells when they are gone.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// In the order they were added.
+#[derive(Default)]
+pub(super) struct Exports {
+    entries: RefCell<Vec<Rc<Entry>>>,
+    /// One is gone.
+    gone: Notify,
+}
+
+struct Entry {
+    id: String,
+    kind: BlockExportType,
+    export: Rc<dyn RunningExport>,
+    closing: Cell<bool>,
+}
+
+impl Exports {
+    pub(super) fn of(graph: &BlockGraph) -> Rc<Exports> {
+        graph.extension(Exports::default)
+    }
+
+    /// Starts one by `start`, unless another has its id.
+    ///
+    /// # Errors
+    /// The id is taken, or those of `start`.
+    pub(super) async fn add(
+        &self,
+        kind: BlockExportType,
+        id: &str,
+        start: impl Future<Output = Result<Rc<dyn RunningExport>>>,
+    ) -> Result<()> {
+        self.check_new(id)?;
+        let export = start.await?;
+        // Somebody may have been faster.
+        if let Err(taken) = self.check_new(id) {
+            export.close().await;
+            return Err(taken);
+        }
+        let entry = Entry { id: id.to_owned(), kind, export, closing: Cell::new(false) };
+        self.entries.borrow_mut().push(Rc::new(entry));
+        Ok(())
+    }
+
+    fn check_new(&self, id: &str) -> Result<()> {
+        if self.entries.borrow().iter().any(|entry| entry.id == id) {
+            let context = format!("Block export id '{id}' is already in use");
+            return Err(Error::new(ErrorKind::AlreadyExists, context));
+        }
+        Ok(())
+    }
+
+    /// Takes one away. When this is over its node is free, or will be when the storage answers.
+    ///
+    /// # Errors
+    /// There is none of that id, or somebody uses it and may go on to.
+    pub(super) async fn remove(
+        self: &Rc<Self>,
+        graph: &BlockGraph,
+        id: &str,
+        mode: BlockExportRemoveMode,
+    ) -> Result<()> {
+        let Some(entry) = self.open_entries(|_| true).into_iter().find(|entry| entry.id == id)
+        else {
+            return Err(Error::new(ErrorKind::NotFound, format!("Export '{id}' is not found")));
+        };
+        if mode == BlockExportRemoveMode::Safe && entry.export.has_client() {
+            return Err(Error::new(ErrorKind::Busy, format!("export '{id}' still in use")));
+        }
+        let this = Rc::as_ptr(&entry);
+        self.begin_to_close(graph, entry);
+        let gone = || self.entries.borrow().iter().all(|entry| Rc::as_ptr(entry) != this);
+        within(graph.executor(), PATIENCE, self.gone.wait_until(gone)).await;
+        Ok(())
+    }
+
+    /// Takes all of these kinds away, however long that takes.
+    pub(super) async fn remove_all(
+        self: &Rc<Self>,
+        graph: &BlockGraph,
+        of: impl Fn(BlockExportType) -> bool,
+    ) {
+        for entry in self.open_entries(&of) {
+            self.begin_to_close(graph, entry);
+        }
+        let gone = || !self.entries.borrow().iter().any(|entry| of(entry.kind));
+        self.gone.wait_until(gone).await;
+    }
+
+    fn open_entries(&self, of: impl Fn(BlockExportType) -> bool) -> Vec<Rc<Entry>> {
+        let entries = self.entries.borrow();
+        entries.iter().filter(|entry| of(entry.kind) && !entry.closing.get()).cloned().collect()
+    }
+
+    fn begin_to_close(self: &Rc<Self>, graph: &BlockGraph, entry: Rc<Entry>) {
+        entry.closing.set(true);
+        let (this, jobs) = (Rc::clone(self), JobRegistry::of(graph));
+        drop(graph.executor().spawn(async move {
+            entry.export.close().await;
+            this.entries.borrow_mut().retain(|other| !Rc::ptr_eq(other, &entry));
+            let id = entry.id.clone();
+            // Its node must be free before anybody hears of it.
+            drop(entry);
+            jobs.emit(BlockEvent::BlockExportDeleted { id });
+            this.gone.notify_all();
+        }));
+    }
+
+    /// What `query-block-exports` shows.
+    pub(super) fn infos(&self) -> Vec<BlockExportInfo> {
+        let info = |entry: &Rc<Entry>| BlockExportInfo {
+            id: entry.id.clone(),
+            kind: entry.kind,
+            node_name: entry.export.node_name(),
+            shutting_down: entry.closing.get(),
+        };
+        self.entries.borrow().iter().map(info).collect()
+    }
+}
