@@ -103,6 +103,16 @@ impl EdgePerms {
         shares: Perms(Perms::CONSISTENT_READ.0 | Perms::WRITE_UNCHANGED.0 | Perms::RESIZE.0),
     };
 
+    /// What an overlay does to the image below it when `self` is done to the overlay. Who lets others change
+    /// the overlay may see the image below change as well.
+    pub(crate) fn of_backing(self) -> EdgePerms {
+        let shared = self.shares.contains(Perms::WRITE);
+        EdgePerms {
+            needs: self.needs & Perms::CONSISTENT_READ,
+            shares: if shared { Perms::ALL } else { EdgePerms::READ.shares },
+        }
+    }
+
     /// Both at once: needs together, shares what both share.
     #[must_use]
     pub fn combined(self, other: EdgePerms) -> EdgePerms {
@@ -149,6 +159,8 @@ pub(crate) enum PermRule {
     /// What the parent node's own parents do and share, passed on; with these besides, once there
     /// are any.
     PassOn(EdgePerms),
+    /// What the parent node's own parents make of an image below it; see [`EdgePerms::of_backing`].
+    Backing,
 }
 
 /// Who holds an edge.

@@ -48,7 +48,8 @@ impl BlockGraph {
         self.drain_nodes(self.nodes(), except).await
     }
 
-    pub(super) async fn drain_nodes(&self, nodes: Vec<BlockNode>, except: &[BackendId]) -> Drained {
+    /// [`drain`](BlockGraph::drain) for several nodes at once.
+    pub async fn drain_nodes(&self, nodes: Vec<BlockNode>, except: &[BackendId]) -> Drained {
         let inner = self.shut_roots(&nodes, except);
         drop(nodes);
         let shut = inner.shut.borrow().clone();

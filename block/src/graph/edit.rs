@@ -1,11 +1,11 @@
 //! Graph edits: several changes that happen together or not at all.
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::drain::reaches;
 use super::{BlockGraph, Drained, perms};
 use crate::backend::{BackendId, BlockBackend};
-use crate::edge::{Edge, EdgePerms, Parent, PermRule};
+use crate::edge::{Edge, EdgeInner, EdgePerms, Parent, PermRule};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::BlockNode;
 
@@ -19,7 +19,15 @@ pub struct Edit {
 struct Replace {
     from: BlockNode,
     to: BlockNode,
-    stay: Vec<BackendId>,
+    who: Movers,
+}
+
+/// Which users of a node a replacement moves.
+enum Movers {
+    /// All but these roots.
+    AllBut(Vec<BackendId>),
+    /// These alone.
+    Only(Vec<Weak<EdgeInner>>),
 }
 
 impl Edit {
@@ -32,21 +40,30 @@ impl Edit {
     /// hangs below it. So with a filter over `from` this inserts the filter, and with a filter's
     /// child as `to` it takes the filter out.
     #[must_use]
-    pub fn replace(mut self, from: &BlockNode, to: &BlockNode, stay: &[BackendId]) -> Edit {
-        self.replaced.push(Replace { from: from.clone(), to: to.clone(), stay: stay.to_vec() });
+    pub fn replace(self, from: &BlockNode, to: &BlockNode, stay: &[BackendId]) -> Edit {
+        self.push(from, to, Movers::AllBut(stay.to_vec()))
+    }
+
+    /// Those of `users` that use `from` shall use `to`.
+    #[must_use]
+    pub(super) fn replace_for(
+        self,
+        from: &BlockNode,
+        to: &BlockNode,
+        users: Vec<Weak<EdgeInner>>,
+    ) -> Edit {
+        self.push(from, to, Movers::Only(users))
+    }
+
+    fn push(mut self, from: &BlockNode, to: &BlockNode, who: Movers) -> Edit {
+        self.replaced.push(Replace { from: from.clone(), to: to.clone(), who });
         self
     }
 
     /// `backend` shall have these permissions: [`EdgePerms::IDLE`] for a job that is done.
     #[must_use]
-    pub fn set_perms(self, backend: &BlockBackend, perms: EdgePerms) -> Edit {
-        self.set_edge_perms(backend.edge(), perms)
-    }
-
-    /// The parent of `edge` shall have these permissions.
-    #[must_use]
-    pub(super) fn set_edge_perms(mut self, edge: &Edge, perms: EdgePerms) -> Edit {
-        self.perms.push((edge.clone(), perms));
+    pub fn set_perms(mut self, backend: &BlockBackend, perms: EdgePerms) -> Edit {
+        self.perms.push((backend.edge().clone(), perms));
         self
     }
 }
@@ -83,9 +100,9 @@ impl BlockGraph {
         moved: &mut Vec<(Edge, BlockNode)>,
     ) -> Result<()> {
         let mut touched = Vec::new();
-        for Replace { from, to, stay } in &edit.replaced {
+        for Replace { from, to, who } in &edit.replaced {
             for edge in from.0.live_parents() {
-                if moves(&edge, to, stay) {
+                if moves(&edge, to, who) {
                     self.check_quiet(&edge, drained)?;
                     moved.push((edge.clone(), from.clone()));
                     point(&edge, to);
@@ -113,7 +130,13 @@ impl BlockGraph {
 }
 
 /// Whether a replacement by `to` moves this edge.
-fn moves(edge: &Edge, to: &BlockNode, stay: &[BackendId]) -> bool {
+fn moves(edge: &Edge, to: &BlockNode, who: &Movers) -> bool {
+    let stay = match who {
+        Movers::AllBut(stay) => stay,
+        Movers::Only(users) => {
+            return users.iter().any(|user| Weak::as_ptr(user) == Rc::as_ptr(&edge.0));
+        }
+    };
     match &*edge.0.parent.borrow() {
         Parent::None => false,
         Parent::Backend(parent) => parent.upgrade().is_some_and(|root| !stay.contains(&root.id)),

@@ -24,6 +24,7 @@ use crate::driver::BlockDriver;
 use crate::edge::{ChildRole, Edge, EdgeInner, EdgePerms, Parent, PermRule};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
+use crate::filter::mirror_top::MirrorTop;
 use crate::node::{BlockNode, NodeInner, NodeOptions};
 use crate::notify::Notify;
 
@@ -153,6 +154,11 @@ impl BlockGraph {
         self.attach(node, role, PermRule::PassOn(own), Parent::None)
     }
 
+    /// An edge for an image that is being opened to the one below it.
+    pub fn backing_edge(&self, node: &BlockNode) -> Result<Edge> {
+        self.attach(node, ChildRole::Backing, PermRule::Backing, Parent::None)
+    }
+
     fn attach(
         &self,
         node: &BlockNode,
@@ -160,6 +166,7 @@ impl BlockGraph {
         rule: PermRule,
         parent: Parent,
     ) -> Result<Edge> {
+        let node = &node.entrance();
         let edge = Edge(Rc::new(EdgeInner {
             role,
             rule: Cell::new(rule),
@@ -178,7 +185,7 @@ impl BlockGraph {
         Ok(edge)
     }
 
-    /// Makes a root over `node`. Device names are unique; jobs and exports pass their id.
+    /// Makes a root over `node`, or over the filter of the job that copies it. Device names are unique; jobs and exports pass their id.
     ///
     /// Fails with the conflict when others do not share what `perms` needs, or need what it does
     /// not share. A device over an inactive node gets its permissions with the ownership. Its gate
@@ -328,6 +335,18 @@ impl GraphInner {
 }
 
 impl BlockNode {
+    /// Where users of this node come in: at the filter of the job that must see what they change and will
+    /// move them, if there is one.
+    fn entrance(&self) -> BlockNode {
+        let filter = |edge: &Edge| match &*edge.0.parent.borrow() {
+            Parent::Node(parent) if edge.role() == ChildRole::Filtered => {
+                parent.upgrade().map(BlockNode).filter(|node| node.format() == MirrorTop::FORMAT)
+            }
+            _ => None,
+        };
+        self.0.live_parents().iter().find_map(filter).unwrap_or_else(|| self.clone())
+    }
+
     /// The job that holds this node, by its id.
     pub(crate) fn job(&self) -> Option<String> {
         self.0.live_parents().iter().find_map(|edge| match &*edge.0.parent.borrow() {

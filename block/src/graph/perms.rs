@@ -43,11 +43,14 @@ impl Plan {
         self.nodes.push(node.clone());
         let total = self.total(node);
         for edge in node.children() {
-            if let PermRule::PassOn(own) = edge.0.rule.get() {
-                let unused = node.0.live_parents().is_empty();
-                self.set(&edge, if unused { total } else { total.combined(own) });
-                self.visit(&edge.node());
-            }
+            let perms = match edge.0.rule.get() {
+                PermRule::Fixed(_) => continue,
+                PermRule::PassOn(_) if node.0.live_parents().is_empty() => total,
+                PermRule::PassOn(own) => total.combined(own),
+                PermRule::Backing => total.of_backing(),
+            };
+            self.set(&edge, perms);
+            self.visit(&edge.node());
         }
     }
 
@@ -159,3 +162,7 @@ pub(super) fn shrink(node: &BlockNode) {
         tracing::error!("node '{}' keeps permissions that it should drop: {error}", node.name());
     }
 }
+
+#[cfg(test)]
+#[path = "perms_tests.rs"]
+mod tests;

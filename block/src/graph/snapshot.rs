@@ -1,10 +1,15 @@
 //! External snapshots: an overlay takes a node's place, and the node is below it from then on.
 //!
 //! What is refused is refused in QEMU's words. Requests wait while the overlay moves in, no longer.
+//!
+//! The overlay may be what a job fills: a mirror of the topmost layer gets the layers below it this way, just
+//! before it takes the source's place.
+
+use std::rc::{Rc, Weak};
 
 use super::drain::reaches;
 use super::{BlockGraph, Drained, Edit};
-use crate::edge::{ChildRole, Edge, EdgePerms, Parent};
+use crate::edge::{ChildRole, Edge, EdgeInner, Parent, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Qcow2Driver;
 use crate::job::JobRegistry;
@@ -17,6 +22,8 @@ pub struct ExternalSnapshot {
     graph: BlockGraph,
     node: BlockNode,
     overlay: BlockNode,
+    /// Those who used the node and use the overlay now.
+    moved: Vec<Weak<EdgeInner>>,
 }
 
 impl BlockGraph {
@@ -46,6 +53,7 @@ impl BlockGraph {
 
     /// Puts `overlay` in the place of `node`, which lies below it from then on and is durable. The
     /// disk reads the same if nothing was written to the overlay, which is the caller's to see to.
+    /// Both must be drained.
     ///
     /// # Errors
     /// `Busy` or `InvalidArgument` for what does not go together, and what the storage says when the
@@ -59,16 +67,17 @@ impl BlockGraph {
         self.check_snapshot(node)?;
         let driver = check_overlay(node, overlay)?;
         node.flush().await?;
-        // Idle until all who use the node have gone over: they write to it as yet.
-        let edge = self.edge(node, ChildRole::Backing, EdgePerms::IDLE)?;
-        edge.0.parent.replace(Parent::Node(std::rc::Rc::downgrade(&overlay.0)));
-        driver.set_backing(Some(edge.clone()));
-        let moved = Edit::new().replace(node, overlay, &[]).set_edge_perms(&edge, EdgePerms::READ);
-        if let Err(error) = self.apply(&moved, drained) {
+        let moved = node.0.live_parents().iter().map(|edge| Rc::downgrade(&edge.0)).collect();
+        // It asks for nothing until all who use the node have gone over: they write to it as yet.
+        let edge = self.backing_edge(node)?;
+        edge.0.parent.replace(Parent::Node(Rc::downgrade(&overlay.0)));
+        driver.set_backing(Some(edge));
+        if let Err(error) = self.apply(&Edit::new().replace(node, overlay, &[]), drained) {
             driver.set_backing(None);
             return Err(error);
         }
-        Ok(ExternalSnapshot { graph: self.clone(), node: node.clone(), overlay: overlay.clone() })
+        let (graph, node, overlay) = (self.clone(), node.clone(), overlay.clone());
+        Ok(ExternalSnapshot { graph, node, overlay, moved })
     }
 }
 
@@ -90,10 +99,7 @@ impl ExternalSnapshot {
     /// Takes it back, with the same drain still held.
     pub fn undo(self, drained: &Drained) {
         let Some(driver) = self.overlay.driver::<Qcow2Driver>() else { return };
-        let Some(edge) = driver.backing() else { return };
-        let back = Edit::new()
-            .replace(&self.overlay, &self.node, &[])
-            .set_edge_perms(&edge, EdgePerms::IDLE);
+        let back = Edit::new().replace_for(&self.overlay, &self.node, self.moved);
         match self.graph.apply(&back, drained) {
             Ok(()) => driver.set_backing(None),
             Err(error) => {
@@ -120,10 +126,9 @@ pub(super) fn check_top(node: &BlockNode) -> Result<()> {
 /// The driver of a node that can be put over `node`.
 fn check_overlay<'a>(node: &BlockNode, overlay: &'a BlockNode) -> Result<&'a Qcow2Driver> {
     let refuse = |kind, text: &str| Err(Error::new(kind, text));
-    let parents = overlay.0.live_parents();
-    let in_use = "The overlay is already in use";
-    if parents.iter().any(|edge| matches!(*edge.0.parent.borrow(), Parent::Backend(_))) {
-        return refuse(ErrorKind::Busy, in_use);
+    // Who reads it would see it change all of a sudden. A job that fills it only writes.
+    if overlay.perms().needs.contains(Perms::CONSISTENT_READ) {
+        return refuse(ErrorKind::Busy, "The overlay is already in use");
     }
     if overlay.backing().is_some() {
         return refuse(ErrorKind::InvalidArgument, "The overlay already has a backing image");
@@ -132,10 +137,6 @@ fn check_overlay<'a>(node: &BlockNode, overlay: &'a BlockNode) -> Result<&'a Qco
         let text = "The overlay does not support backing images";
         return refuse(ErrorKind::InvalidArgument, text);
     };
-    if !parents.is_empty() {
-        // They would be taken along when a snapshot is undone.
-        return refuse(ErrorKind::Busy, in_use);
-    }
     if reaches(node, overlay) || reaches(overlay, node) {
         let (below, above) = (node.name(), overlay.name());
         let text = format!("Making '{below}' a backing child of '{above}' would create a cycle");

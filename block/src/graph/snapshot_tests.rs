@@ -1,7 +1,8 @@
 use super::super::test_rig::Rig;
 use super::*;
 use crate::Perms;
-use crate::backend::BackendKind;
+use crate::backend::{BackendKind, BlockBackend};
+use crate::edge::EdgePerms;
 use crate::format::qcow2::BackingRef;
 use crate::graph::BitmapOptions;
 use crate::testing::{have_tool, tool};
@@ -13,12 +14,19 @@ impl Rig {
 
     fn snapshot(&self, node: &BlockNode, overlay: &BlockNode) -> Result<()> {
         self.run(async {
-            let drained = self.graph.drain(node, &[]).await;
+            let both = vec![node.clone(), overlay.clone()];
+            let drained = self.graph.drain_nodes(both, &[]).await;
             let taken = self.graph.snapshot(node, overlay, &drained).await?;
             drop(drained);
             taken.commit().await;
             Ok(())
         })
+    }
+
+    /// A root as a job has one of what it fills.
+    fn fills(&self, node: &BlockNode) -> BlockBackend {
+        let perms = EdgePerms { needs: Perms::WRITE, shares: Perms::WRITE_UNCHANGED };
+        self.graph.add_backend(BackendKind::Job, "j", node, perms).unwrap()
     }
 
     fn refusal(&self, node: &BlockNode, overlay: &BlockNode) -> String {
@@ -65,6 +73,27 @@ fn an_undone_snapshot_leaves_nothing() {
     rig.write(&root, 0, 7);
     assert_eq!(std::fs::read(rig.path("disk")).unwrap()[0], 7);
     rig.run(rig.graph.remove("over")).unwrap();
+}
+
+#[test]
+fn an_overlay_that_a_job_fills_stays_with_the_job() {
+    let rig = Rig::new();
+    let (disk, overlay) = (rig.raw("disk"), rig.overlay("over", "disk"));
+    let (root, job) = (rig.export(&disk), rig.fills(&overlay));
+    rig.write(&root, 0, 1);
+    rig.write(&job, 65536, 2);
+    drop(root);
+    rig.run(async {
+        let drained = rig.graph.drain_nodes(vec![disk.clone(), overlay.clone()], &[]).await;
+        let taken = rig.graph.snapshot(&disk, &overlay, &drained).await.unwrap();
+        taken.undo(&drained);
+    });
+    assert!(overlay.backing().is_none() && job.node().is_same(&overlay));
+    rig.snapshot(&disk, &overlay).unwrap();
+    rig.write(&job, 131_072, 3);
+    assert!(job.node().is_same(&overlay));
+    let read = [0, 65536, 131_072].map(|at| rig.read(&job, at));
+    assert_eq!(read, [1, 2, 3]);
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl Overlay {
         let present = DirtyBitmap::new(file.len(), CLUSTER)?;
         Ok(Overlay {
             file: graph.edge(file, ChildRole::File, EdgePerms::READ_WRITE)?,
-            backing: graph.edge(backing, ChildRole::Backing, EdgePerms::READ)?,
+            backing: graph.backing_edge(backing)?,
             present: RefCell::new(present),
             writes: RangeLocks::new(),
         })

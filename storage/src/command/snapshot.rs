@@ -46,7 +46,8 @@ impl Storage {
     pub(super) async fn snapshot(&self, overlay: Overlay) -> Result<()> {
         let take = |graph: BlockGraph| async move {
             let prepared = overlay.prepare(&graph).await?;
-            let drained = graph.drain(&prepared.node, &[]).await;
+            let both = vec![prepared.node.clone(), prepared.overlay.clone()];
+            let drained = graph.drain_nodes(both, &[]).await;
             let placed = prepared.place(&graph, &drained).await?;
             drop(drained);
             placed.commit().await;

@@ -43,7 +43,7 @@ impl Qcow2Options {
             None => None,
         };
         let backing = match self.open_backing(opening, &header, &node).await? {
-            Some(node) => Some(graph.edge(&node, ChildRole::Backing, EdgePerms::READ)?),
+            Some(node) => Some(graph.backing_edge(&node)?),
             None => None,
         };
         let behaviour = self.behaviour(opening, &header)?;

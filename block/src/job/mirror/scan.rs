@@ -45,8 +45,9 @@ async fn scan_source(mirror: &Mirror, wanted: impl Fn(ExtentKind) -> bool) {
 /// Marks where the target is not known to read as zeroes.
 async fn mark_target_data(mirror: &Mirror) {
     let len = mirror.target.len();
-    // Where this layer of the target has nothing, what lies below it shows.
-    let shows_below = copy::has_backing(&mirror.target);
+    // Where this layer of the target has nothing, what lies below it shows; who does not copy all layers
+    // may still put something there.
+    let shows_below = copy::has_backing(&mirror.target) || mirror.options.sync != SyncMode::Full;
     let mut at = 0;
     while at < len {
         pause(mirror).await;

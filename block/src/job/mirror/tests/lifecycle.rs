@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::rig::{KIB, MIB, Rig};
+use super::rig::{KIB, MIB, Rig, filled};
+use crate::driver::WriteFlags;
+use crate::edge::{EdgePerms, Perms};
+use crate::graph::Edit;
 use crate::job::mirror::{MirrorOptions, SyncMode};
 use crate::job::{IoStatus, JobStatus};
 use crate::testing::SimOptions;
@@ -326,4 +329,26 @@ fn operations_are_large_and_several() {
         rig.ready(MirrorOptions { granularity: 64 << 20, ..rig.options() }).await;
         rig.assert_equal();
     });
+}
+
+#[test]
+fn who_comes_for_the_source_while_it_is_copied_is_copied_and_moved_too() {
+    for through in [false, true] {
+        Rig::run(MIB, |rig| async move {
+            let shared = EdgePerms { shares: Perms::ALL, ..EdgePerms::READ_WRITE };
+            rig.graph.edit(&Edit::new().set_perms(&rig.device, shared), &[]).await.unwrap();
+            let job = rig.ready(if through { rig.blocking() } else { rig.options() }).await;
+            let late = rig.graph.add_export("late", "src", true).await.unwrap();
+            let write = async |byte| late.write(0, filled(byte, KIB), WriteFlags::NONE).await;
+            write(0x33).await.unwrap();
+            assert_eq!(rig.is_dirty(0), !through);
+            job.complete().unwrap();
+            job.concluded().await;
+            assert_eq!((late.node().name(), rig.device_node().as_str()), ("dst", "dst"));
+            rig.assert_equal();
+            write(0x44).await.unwrap();
+            assert_eq!(rig.target.contents()[0], 0x44);
+            assert_eq!(rig.source.contents()[0], 0x33);
+        });
+    }
 }

@@ -1,0 +1,211 @@
+//! Exports that come and go while jobs work on their disks, and snapshots under a job: `ferry storage` and
+//! `qemu-storage-daemon` do the same.
+
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use ferry_tests::daemon::Daemon;
+use ferry_tests::need::{self, Need};
+use ferry_tests::qmp::Qmp;
+use ferry_tests::{command, time};
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(20);
+const DAEMON: Need = Need::Program("qemu-storage-daemon", "qemu-system-common");
+const UTILS: Need = Need::Program("qemu-io", "qemu-utils");
+
+/// A disk with a writable export, `e0`, and room for what it is copied to.
+const OPTIONS: [&str; 3] = [
+    "--blockdev=driver=file,node-name=f0,filename=DIR/disk.raw",
+    "--nbd-server=addr.type=unix,addr.path=DIR/nbd",
+    "--export=nbd,id=e0,node-name=f0,name=disk,writable=on",
+];
+
+/// Runs `test` with a daemon of ours and with one of QEMU's.
+fn both(test: impl Fn(&Daemon) -> Result<()>) {
+    need::test(&[DAEMON, UTILS], || {
+        test(&Daemon::qemu(&OPTIONS)?)?;
+        test(&Daemon::ferry(&OPTIONS)?)
+    });
+}
+
+fn client(daemon: &Daemon, export: &str, commands: &[&str]) -> Result<Command> {
+    let mut io = command::program("qemu-io", "qemu-utils")?;
+    io.args(["-f", "raw"]);
+    io.args(commands.iter().flat_map(|command| ["-c", command]));
+    io.arg(format!("nbd+unix:///{export}?socket={}", daemon.path("nbd")));
+    Ok(io)
+}
+
+/// A client of `export` that does all of `commands`.
+fn io(daemon: &Daemon, export: &str, commands: &[&str]) -> Result<()> {
+    let said = command::output(&mut client(daemon, export, commands)?)?;
+    ensure!(!said.contains("failed"), "{said}");
+    Ok(())
+}
+
+/// Waits until a job has a status that it has only once.
+fn reached(qmp: &mut Qmp, status: &str) -> Result<()> {
+    qmp.wait_event(status, 0, LIMIT, |event| event["data"]["status"] == status).map(drop)
+}
+
+fn exports(qmp: &mut Qmp) -> Result<Value> {
+    qmp.call("query-block-exports", json!({}))
+}
+
+fn raw_file(daemon: &Daemon, qmp: &mut Qmp, name: &str) -> Result<()> {
+    let path = daemon.path(name);
+    std::fs::copy(daemon.path("disk.raw"), &path)?;
+    qmp.call("blockdev-add", json!({"driver": "file", "node-name": name, "filename": path}))?;
+    Ok(())
+}
+
+fn overlay(daemon: &Daemon, qmp: &mut Qmp, backing: Option<&str>) -> Result<()> {
+    let path = daemon.path("over.qcow2");
+    let mut create = command::program("qemu-img", "qemu-utils")?;
+    command::output(create.args(["create", "-q", "-f", "qcow2", &path, "1M"]))?;
+    let file = json!({"driver": "file", "filename": path});
+    let image = json!({"driver": "qcow2", "node-name": "over", "file": file, "backing": backing});
+    qmp.call("blockdev-add", image).map(drop)
+}
+
+/// Starts a client whose write is held up by a mirror that waits to be finalized.
+fn held_up(daemon: &Daemon, qmp: &mut Qmp) -> Result<Child> {
+    raw_file(daemon, qmp, "t0")?;
+    let mirror = json!({"job-id": "j", "device": "f0", "target": "t0", "sync": "full",
+        "auto-finalize": false});
+    qmp.call("blockdev-mirror", mirror)?;
+    reached(qmp, "ready")?;
+    qmp.call("job-complete", json!({"id": "j"}))?;
+    reached(qmp, "pending")?;
+    let mut held = client(daemon, "disk", &["write -P 7 0 4k"])?.spawn()?;
+    std::thread::sleep(Duration::from_millis(500));
+    ensure!(held.try_wait()?.is_none(), "nothing held the write up");
+    Ok(held)
+}
+
+#[test]
+fn nobody_waits_for_a_client_that_a_job_holds_up() {
+    let cases =
+        [("block-export-del", json!({"id": "e0", "mode": "hard"})), ("nbd-server-stop", json!({}))];
+    need::test(&[UTILS], || {
+        for (verb, arguments) in cases {
+            let daemon = Daemon::ferry(&OPTIONS)?;
+            let mut qmp = daemon.qmp()?;
+            let mut held = held_up(&daemon, &mut qmp)?;
+            let refused = qmp.execute("block-export-del", json!({"id": "e0"}))?;
+            ensure!(refused.is_err_and(|error| error.desc == "export 'e0' still in use"));
+            qmp.call(verb, arguments)?;
+            ensure!(exports(&mut qmp)? == json!([]), "{verb} leaves the export");
+            let status = time::poll("the client's end", LIMIT, || Ok(held.try_wait()?))?;
+            ensure!(!status.success(), "its write was never done");
+            qmp.call("job-finalize", json!({"id": "j"}))?;
+            reached(&mut qmp, "null")?;
+            for file in ["disk.raw", "t0"] {
+                let bytes = std::fs::read(daemon.path(file))?;
+                ensure!(bytes.iter().all(|byte| *byte == 0), "{verb}: {file} was written to");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn nobody_waits_for_storage_that_does_not_answer() {
+    need::test(&[UTILS], || {
+        let daemon = Daemon::ferry(&OPTIONS)?;
+        let mut qmp = daemon.qmp()?;
+        let slow = json!({"driver": "null-co", "node-name": "slow", "size": 1 << 20,
+            "latency-ns": 4_000_000_000_u64});
+        qmp.call("blockdev-add", slow)?;
+        let export = json!({"type": "nbd", "id": "e1", "node-name": "slow", "name": "slow",
+            "writable": true});
+        qmp.call("block-export-add", export.clone())?;
+        let mut reader = client(&daemon, "slow", &["read 0 4k"])?.spawn()?;
+        std::thread::sleep(Duration::from_millis(500));
+        qmp.call("block-export-del", json!({"id": "e1", "mode": "hard"}))?;
+        let list = exports(&mut qmp)?;
+        ensure!(list[1]["id"] == "e1" && list[1]["shutting-down"] == true, "{list}");
+        ensure!(qmp.execute("block-export-del", json!({"id": "e1"}))?.is_err(), "it goes already");
+        ensure!(qmp.execute("block-export-add", export)?.is_err(), "its id is free only then");
+        qmp.wait_event("the end", 0, LIMIT, |event| event["event"] == "BLOCK_EXPORT_DELETED")?;
+        ensure!(exports(&mut qmp)?[1].is_null());
+        reader.wait().map(drop).map_err(Into::into)
+    });
+}
+
+#[test]
+fn who_comes_by_name_while_a_disk_is_mirrored_moves_with_it() {
+    both(|daemon| {
+        let mut qmp = daemon.qmp()?;
+        raw_file(daemon, &mut qmp, "t0")?;
+        let mirror = json!({"job-id": "j", "device": "f0", "target": "t0", "sync": "full"});
+        qmp.call("blockdev-mirror", mirror)?;
+        reached(&mut qmp, "ready")?;
+        let late = json!({"type": "nbd", "id": "e1", "node-name": "f0", "name": "late",
+            "writable": true});
+        qmp.call("block-export-add", late)?;
+        io(daemon, "late", &["write -P 7 0 64k"])?;
+        qmp.call("job-complete", json!({"id": "j"}))?;
+        reached(&mut qmp, "null")?;
+        let list = exports(&mut qmp)?;
+        for export in list.as_array().into_iter().flatten() {
+            ensure!(export["node-name"] == "t0", "{list}");
+        }
+        io(daemon, "late", &["read -P 7 0 64k", "write -P 8 0 4k"])?;
+        io(daemon, "disk", &["read -P 8 0 4k"])?;
+        ensure!(std::fs::read(daemon.path("disk.raw"))?[0] == 7, "the old disk is left alone");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_mirror_of_the_topmost_layer_gets_the_layers_below_before_it_takes_over() {
+    both(|daemon| {
+        let mut qmp = daemon.qmp()?;
+        io(daemon, "disk", &["write -P 1 0 1M"])?;
+        raw_file(daemon, &mut qmp, "base")?;
+        overlay(daemon, &mut qmp, None)?;
+        let mirror = json!({"job-id": "j", "device": "f0", "target": "over", "sync": "none"});
+        qmp.call("blockdev-mirror", mirror)?;
+        reached(&mut qmp, "ready")?;
+        // What the guest makes zero must not show what lies below later.
+        io(daemon, "disk", &["write -P 7 0 64k", "write -z 64k 64k", "write -P 7 256k 4k"])?;
+        qmp.call("blockdev-snapshot", json!({"node": "base", "overlay": "over"}))?;
+        io(daemon, "disk", &["write -P 8 128k 4k"])?;
+        qmp.call("job-complete", json!({"id": "j"}))?;
+        reached(&mut qmp, "null")?;
+        ensure!(exports(&mut qmp)?[0]["node-name"] == "over");
+        let expected = [
+            "read -P 7 0 64k",
+            "read -P 0 64k 64k",
+            "read -P 8 128k 4k",
+            "read -P 1 132k 124k",
+            "read -P 7 256k 4k",
+            "read -P 1 260k 764k",
+        ];
+        io(daemon, "disk", &expected)?;
+        let again = qmp.execute("blockdev-snapshot", json!({"node": "f0", "overlay": "over"}))?;
+        ensure!(again.is_err_and(|error| error.desc == "The overlay is already in use"));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_layer_may_be_written_while_nobody_above_minds() {
+    both(|daemon| {
+        let mut qmp = daemon.qmp()?;
+        raw_file(daemon, &mut qmp, "base")?;
+        overlay(daemon, &mut qmp, Some("base"))?;
+        let writer = json!({"type": "nbd", "id": "e1", "node-name": "base", "name": "base",
+            "writable": true});
+        qmp.call("block-export-add", writer)?;
+        io(daemon, "base", &["write -P 5 0 64k"])?;
+        let above = json!({"type": "nbd", "id": "e2", "node-name": "over", "name": "over",
+            "writable": true});
+        qmp.call("block-export-add", above)?;
+        io(daemon, "over", &["read -P 5 0 64k", "write -P 6 0 4k", "read -P 5 4k 60k"])?;
+        io(daemon, "base", &["read -P 5 0 64k"])
+    });
+}
