@@ -7,6 +7,7 @@ use ferry_block::format::qcow2::header::{Header, Version};
 use crate::failure::{Failure, Result};
 use crate::keyval::{self, boolean};
 use crate::naming::Naming;
+use crate::option_help::{self, Use};
 use crate::session::{Access, Request, Session};
 use crate::size;
 
@@ -41,12 +42,19 @@ pub struct Arguments {
     #[arg(short)]
     t: Option<String>,
     /// The image
-    filename: String,
+    #[arg(required_unless_present = "options")]
+    filename: Option<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
+    if option_help::is_asked(&arguments.options) {
+        let format = arguments.image.format().unwrap_or("qcow2");
+        return option_help::show(format, Use::Amend).map(|()| 0);
+    }
+    let name = arguments.filename.as_deref();
+    let name = name.ok_or_else(|| Failure::new("Expecting one image file name"))?;
     Session::run(&arguments.image.objects, async |session| {
-        let request = arguments.image.request(&arguments.filename, Access::Resize);
+        let request = arguments.image.request(name, Access::Resize);
         let (format, image) = session.open_container(&request).await?;
         if format != "qcow2" {
             let text = format!("Format driver '{format}' does not support option amendment");

@@ -9,6 +9,7 @@ use crate::failure::{Failure, Result};
 use crate::keyval;
 use crate::location::Location;
 use crate::object::Objects;
+use crate::option_help::{self, Use};
 use crate::output::print;
 use crate::qcow2::{NewQcow2, beside};
 use crate::session::{Access, Image, Request, Session};
@@ -41,7 +42,8 @@ pub struct Arguments {
     #[arg(short)]
     quiet: bool,
     /// The new image
-    filename: String,
+    #[arg(required_unless_present = "options")]
+    filename: Option<String>,
     /// Its length
     size: Option<String>,
 }
@@ -89,10 +91,15 @@ pub(crate) struct New<'a> {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
+    if option_help::is_asked(&arguments.options) {
+        return option_help::show(&arguments.format, Use::Create).map(|()| 0);
+    }
+    let name = arguments.filename.as_deref();
+    let name = name.ok_or_else(|| Failure::new("Expecting image file name"))?;
     let size = arguments.size.as_deref().map(size::parse).transpose()?;
     Session::run(&arguments.objects, async |session| {
         let new = New {
-            name: &arguments.filename,
+            name,
             format: &arguments.format,
             options: &arguments.options,
             size,

@@ -21,6 +21,7 @@ mod map;
 mod measure;
 mod naming;
 mod object;
+mod option_help;
 mod output;
 mod progress;
 mod qcow2;

@@ -21,6 +21,11 @@ pub(crate) struct Naming {
 }
 
 impl Naming {
+    /// The format that the user gave.
+    pub(crate) fn format(&self) -> Option<&str> {
+        self.format.as_deref()
+    }
+
     /// What the user named, for that use of it.
     pub(crate) fn request<'a>(&'a self, name: &'a str, access: Access) -> Request<'a> {
         let (format, image_opts) = (self.format.as_deref(), self.image_opts);

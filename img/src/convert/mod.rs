@@ -12,6 +12,7 @@ use crate::create::{self, New};
 use crate::failure::{Failure, Result};
 use crate::keyval;
 use crate::naming::Copying;
+use crate::option_help::{self, Use};
 use crate::progress::Progress;
 use crate::session::{Cache, Image, Request, Session};
 use crate::size;
@@ -92,11 +93,14 @@ pub struct Arguments {
     #[arg(long)]
     target_image_opts: bool,
     /// The sources, then the target
-    #[arg(required = true)]
+    #[arg(required_unless_present = "options")]
     filenames: Vec<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
+    if option_help::is_asked(&arguments.options) {
+        return option_help::show(&arguments.target_format, Use::Create).map(|()| 0);
+    }
     check(arguments)?;
     let caches = [&arguments.source_cache, &arguments.target_cache];
     let direct = caches.map(|name| Cache::parse(name)).into_iter().collect::<Result<Vec<_>>>()?;

@@ -377,3 +377,46 @@ fn objects_are_taken_by_every_subcommand() {
         rig.ours(&arguments.replace("--object O", "--object secret,id=s,data=x"));
     }
 }
+
+/// The names of options that both know, but for what ferry refuses: encryption, and what only btrfs has.
+#[test]
+fn formats_tell_their_options() {
+    let Some(rig) = Rig::empty() else { return };
+    let names = |output: &Output| -> Vec<String> {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let names = text.lines().filter_map(|line| Some(line.trim().split_once('=')?.0.to_owned()));
+        names.filter(|name| !name.starts_with("encrypt") && name != "nocow").collect()
+    };
+    for asked in [
+        "create -f qcow2 -o help x.qcow2",
+        "create -f raw -o ? x.raw",
+        "convert -O qcow2 -o size=1M,help x.raw x.qcow2",
+        "amend -f qcow2 -o help",
+        "amend -f raw -o help",
+        "create -f nosuch -o help",
+    ] {
+        let (ours, theirs) = rig.both(asked);
+        let mut expected = names(&theirs);
+        // qemu-img lists the image below and then refuses to amend it.
+        expected.retain(|name| !asked.starts_with("amend") || !name.starts_with("backing_"));
+        assert_eq!(names(&ours), expected, "{asked}");
+    }
+}
+
+/// The last of an option that is given twice counts, and progress is told as programs read it.
+#[test]
+fn arguments_are_taken_as_scripts_give_them() {
+    let Some(rig) = Rig::empty() else { return };
+    rig.ours("create -q -f raw -f qcow2 a.qcow2 64M");
+    rig.ours("create -q -f qcow2 -o size=1M -o cluster_size=4k b.qcow2");
+    rig.qemu_io("a.qcow2", &["write -P 1 0 64M"]);
+    let shown = |output: Output| {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (last, rest) = (text.ends_with("    (100.00/100%)\r\n"), text.split('\r').count());
+        (last, rest > 10 && text.starts_with("    (0.00/100%)\r    ("))
+    };
+    for convert in ["convert -p -O raw a.qcow2 a.raw", "convert -p -O qcow2 a.qcow2 c.qcow2"] {
+        let (ours, theirs) = rig.both(convert);
+        assert_eq!((shown(ours), shown(theirs)), ((true, true), (true, true)), "{convert}");
+    }
+}
