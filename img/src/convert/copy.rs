@@ -13,11 +13,9 @@ use crate::session::{Image, Session};
 
 /// Bytes that are read at once: those of all workers together stay in the processor's cache.
 const PIECE: u64 = 512 << 10;
-/// Bytes that are read at once where reading is waiting, as over a network, and the cache does not matter. Eight
-/// workers then get on three times as fast from a server that answers after 20 ms.
-const LONG_PIECE: u64 = 2 << 20;
-/// A piece that took so long (ns) was waited for.
-const LONG_WAIT_NS: u64 = 2_000_000;
+/// Bytes that are read at once from another process, where reading may be waiting: eight workers get on twice as fast
+/// from a server that answers after 20 ms.
+const REMOTE_PIECE: u64 = 2 << 20;
 /// Bytes that the kernel is asked to copy at once.
 const OFFLOADED: u64 = 16 << 20;
 /// Unit in which unreadable parts are given up, bytes.
@@ -89,8 +87,8 @@ struct Work {
     planning: Cell<bool>,
     /// What was found out last, and for which bytes of the target: more than one piece, mostly.
     known: RefCell<(ExtentKind, Range<u64>)>,
-    /// Bytes that are read at once now.
-    piece: Cell<u64>,
+    /// Bytes that are read at once.
+    piece: u64,
     /// Whether the kernel is still asked to copy.
     offload: Cell<bool>,
     /// Pieces taken, and pieces whose writes have begun.
@@ -117,6 +115,7 @@ impl Copy {
     pub(crate) async fn run(self, session: &Session, progress: &Progress) -> Result<()> {
         let executor = session.graph.executor().clone();
         let depth = self.depth;
+        let remote = self.sources.iter().any(|source| is_remote(&source.node));
         let work = Rc::new(Work {
             offload: Cell::new(self.offload),
             copy: self,
@@ -126,7 +125,7 @@ impl Copy {
             next: Cell::new(0),
             planning: Cell::new(false),
             known: RefCell::new((ExtentKind::Data, 0..0)),
-            piece: Cell::new(PIECE),
+            piece: if remote { REMOTE_PIECE } else { PIECE },
             taken: Cell::new(0),
             begun: Cell::new(0),
             changed: Notify::new(),
@@ -152,16 +151,10 @@ impl Work {
     /// One worker, until nothing is left or somebody has failed.
     async fn work(&self) {
         // One buffer for all pieces: fresh memory costs a page fault for every page of it.
-        let mut buf = IoBuf::alloc(to_usize(PIECE.max(self.copy.compressed_unit())));
+        let buf = IoBuf::alloc(to_usize(self.piece.max(self.copy.compressed_unit())));
         loop {
             let result = match self.take().await {
-                Ok(Some(piece)) => {
-                    let len = to_usize(piece.range.end - piece.range.start);
-                    if buf.len() < len && piece.kind == ExtentKind::Data && !self.offload.get() {
-                        buf = IoBuf::alloc(len);
-                    }
-                    self.piece(piece, &buf).await
-                }
+                Ok(Some(piece)) => self.piece(piece, &buf).await,
                 Ok(None) => return,
                 Err(failure) => Err(failure),
             };
@@ -214,7 +207,7 @@ impl Work {
             range.end = (start + (end - at)).min(source.part.end);
         }
         if kind == ExtentKind::Data {
-            let most = if self.offload.get() { OFFLOADED } else { self.piece.get() };
+            let most = if self.offload.get() { OFFLOADED } else { self.piece };
             range.end = range.end.min(start + most.max(self.copy.compressed_unit()));
         }
         let number = self.taken.get();
@@ -302,7 +295,7 @@ impl Work {
         }
         let mut at = range.start;
         while at < range.end {
-            let part = at..range.end.min(at + PIECE);
+            let part = at..range.end.min(at + self.piece);
             let buf = self.read(&part, whole).await?;
             self.write(at, &buf).await?;
             at = part.end;
@@ -314,11 +307,7 @@ impl Work {
         let (source, offset) = self.source(range.start);
         let at = source.part.start + offset;
         let buf = whole.slice(0..to_usize(range.end - range.start));
-        let started_at = self.executor.clock().now();
-        let result = source.root.read(at, buf.clone()).await;
-        let waited = self.executor.clock().now().saturating_sub(started_at);
-        self.piece.set(if waited > LONG_WAIT_NS { LONG_PIECE } else { PIECE });
-        let Err(error) = result else { return Ok(buf) };
+        let Err(error) = source.root.read(at, buf.clone()).await else { return Ok(buf) };
         if !self.copy.salvage {
             let text = format!("error while reading at byte {}: {error}", range.start);
             return Err(Failure::new(text));
@@ -377,6 +366,11 @@ impl Work {
         let due = self.started_at.saturating_add(u64::try_from(ns).unwrap_or(u64::MAX));
         self.executor.sleep_until(due).await;
     }
+}
+
+/// Whether bytes of an image come from another process.
+fn is_remote(node: &BlockNode) -> bool {
+    node.format() == "nbd" || node.children().iter().any(|edge| is_remote(&edge.node()))
 }
 
 /// The run of zeroes, or of anything else, that starts at `start`: runs of zeroes shorter than
