@@ -229,7 +229,8 @@ impl BlockBackend {
     }
 
     /// Lets nobody in any more, and gives up what waits at the gate. What is inside goes on to its
-    /// end, without waiting for limits. For an owner that goes away and must not wait for whoever shut the gate.
+    /// end, without waiting for the root's own limits. For an owner that goes away and must not wait for
+    /// whoever shut the gate.
     pub fn retire(&self) {
         self.0.gate.retired.set(true);
         self.0.gate.changed.notify_all();

@@ -87,7 +87,8 @@ fn base(image: &Image, name: Option<&str>) -> Result<(BlockNode, bool)> {
     Ok((found, false))
 }
 
-/// Opens the image below to be written, as the image above it names it: a name may hold options.
+/// Opens the image below to be written, as the image above it names it: a name may hold options. What the
+/// user put below instead has a file name only.
 async fn open_base(
     session: &Session,
     arguments: &Arguments,
@@ -97,7 +98,7 @@ async fn open_base(
     let mut chain = std::iter::successors(Some(image.node.clone()), BlockNode::backing);
     let above = chain.find(|node| node.backing().is_some_and(|below| below.is_same(base)));
     let named = above
-        .as_ref()
+        .filter(|_| !arguments.image.is_options(&arguments.filename))
         .and_then(|node| node.skip_filters().driver::<Qcow2Driver>()?.full_backing_file());
     let base = base.skip_filters();
     let name = named.or_else(|| base.filename());

@@ -1,5 +1,5 @@
-//! How far a command is, for those who ask: a bar for people at a terminal, `qemu-img`'s percentages on standard
-//! output for programs that read them.
+//! How far a command is, for those who ask: a bar for people at a terminal, `qemu-img`'s percentages on
+//! standard output for programs that read them.
 
 use std::cell::Cell;
 use std::io::{self, IsTerminal, Write};
@@ -33,7 +33,7 @@ impl Progress {
         if !wanted {
             return Progress::Hidden;
         }
-        if !io::stderr().is_terminal() {
+        if !(io::stdout().is_terminal() && io::stderr().is_terminal()) {
             let percent = Percent { bytes, ..Percent::default() };
             show(0);
             return Progress::Percent(Rc::new(percent));

@@ -90,7 +90,10 @@ async def main(path, folder):
         await daemon.execute("block-export-del", {"id": "e"})
         await next_event(events, "BLOCK_EXPORT_DELETED")
         await daemon.execute("quit")
-    await daemon.disconnect()
+    try:
+        await daemon.disconnect()
+    except EOFError:
+        pass  # The daemon was gone first.
 
 
 asyncio.run(asyncio.wait_for(main(*sys.argv[1:]), 60))

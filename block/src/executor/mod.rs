@@ -412,7 +412,8 @@ impl Executor {
         let shared = inner.remote.shared();
         let started = inner.clock.now();
         let deadline = inner.timers.borrow().next_deadline();
-        let sockets = inner.reactor.get().filter(|_| inner.expected.get() != 0);
+        let polls = inner.expected.get() != 0 && inner.pollers.spin_ns() != 0;
+        let sockets = inner.reactor.get().filter(|_| polls);
         let found = inner.pollers.spin(&inner.clock, started, sockets.is_some(), || {
             shared.has_pending()
                 || inner.engine.get().is_some_and(Engine::has_completions)

@@ -86,7 +86,7 @@ impl Pollers {
         self.spin_ns.set(self.spin_ns.get().min(limit));
     }
 
-    #[cfg(test)]
+    /// How long is polled now, ns.
     pub(super) fn spin_ns(&self) -> u64 {
         self.spin_ns.get()
     }
@@ -96,8 +96,8 @@ impl Pollers {
         self.snapshot().iter().fold(false, |found, (_, poller)| poller.poll() | found)
     }
 
-    /// Spins until a poller or `other` finds work or the time is up; whether work was found. Without pollers, and
-    /// unless `other` sees `more` than what ends a sleep late, it only looks.
+    /// Spins until a poller or `other` finds work or the time is up; whether work was found. Without
+    /// pollers, and unless `other` sees `more` than what ends a sleep late, it only looks.
     pub(super) fn spin(
         &self,
         clock: &Clock,

@@ -5,8 +5,10 @@ use std::rc::{Rc, Weak};
 use super::drain::reaches;
 use super::{BlockGraph, Drained, perms};
 use crate::backend::{BackendId, BlockBackend};
+use crate::driver::BlockDriver;
 use crate::edge::{Edge, EdgeInner, EdgePerms, Parent, PermRule};
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::mirror_top::MirrorTop;
 use crate::node::BlockNode;
 
 /// Changes to make together; see [`BlockGraph::apply`].
@@ -102,7 +104,7 @@ impl BlockGraph {
         let mut touched = Vec::new();
         for Replace { from, to, who } in &edit.replaced {
             for edge in from.0.live_parents() {
-                if moves(&edge, to, who) {
+                if moves(&edge, from, to, who) {
                     self.check_quiet(&edge, drained)?;
                     moved.push((edge.clone(), from.clone()));
                     point(&edge, to);
@@ -130,7 +132,7 @@ impl BlockGraph {
 }
 
 /// Whether a replacement by `to` moves this edge.
-fn moves(edge: &Edge, to: &BlockNode, who: &Movers) -> bool {
+fn moves(edge: &Edge, from: &BlockNode, to: &BlockNode, who: &Movers) -> bool {
     let stay = match who {
         Movers::AllBut(stay) => stay,
         Movers::Only(users) => {
@@ -138,7 +140,8 @@ fn moves(edge: &Edge, to: &BlockNode, who: &Movers) -> bool {
         }
     };
     match &*edge.0.parent.borrow() {
-        Parent::None => false,
+        // An image that is being opened came in at a job's filter; the filter's own is not moved onto itself.
+        Parent::None => from.format() == MirrorTop::FORMAT,
         Parent::Backend(parent) => parent.upgrade().is_some_and(|root| !stay.contains(&root.id)),
         // Moving an edge of something below `to` would make a circle.
         Parent::Node(parent) => {

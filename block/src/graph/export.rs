@@ -17,7 +17,7 @@ impl BlockGraph {
         let node = self.device_or_node(node)?;
         let mut needs = Perms::CONSISTENT_READ;
         if writable {
-            activate(&node).await?;
+            activate(&node.entrance()).await?;
             needs = needs | Perms::WRITE;
         }
         let perms = EdgePerms { needs, shares: Perms::ALL };

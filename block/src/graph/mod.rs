@@ -185,7 +185,8 @@ impl BlockGraph {
         Ok(edge)
     }
 
-    /// Makes a root over `node`, or over the filter of the job that copies it. Device names are unique; jobs and exports pass their id.
+    /// Makes a root over `node`, or over the filter of the job that copies it. Device names are unique;
+    /// jobs and exports pass their id.
     ///
     /// Fails with the conflict when others do not share what `perms` needs, or need what it does
     /// not share. A device over an inactive node gets its permissions with the ownership. Its gate

@@ -65,8 +65,11 @@ impl BlockGraph {
         drained: &Drained,
     ) -> Result<ExternalSnapshot> {
         self.check_snapshot(node)?;
-        let driver = check_overlay(node, overlay)?;
+        check_overlay(node, overlay)?;
         node.flush().await?;
+        // Jobs may have come meanwhile.
+        self.check_snapshot(node)?;
+        let driver = check_overlay(node, overlay)?;
         let moved = node.0.live_parents().iter().map(|edge| Rc::downgrade(&edge.0)).collect();
         // It asks for nothing until all who use the node have gone over: they write to it as yet.
         let edge = self.backing_edge(node)?;

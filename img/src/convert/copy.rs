@@ -13,8 +13,8 @@ use crate::session::{Image, Session};
 
 /// Bytes that are read at once: those of all workers together stay in the processor's cache.
 const PIECE: u64 = 512 << 10;
-/// Bytes that are read at once from another process, where reading may be waiting: eight workers get on twice as fast
-/// from a server that answers after 20 ms.
+/// Bytes that are read at once from another process, where reading may be waiting: eight workers get on
+/// twice as fast from a server that answers after 20 ms.
 const REMOTE_PIECE: u64 = 2 << 20;
 /// Bytes that the kernel is asked to copy at once.
 const OFFLOADED: u64 = 16 << 20;

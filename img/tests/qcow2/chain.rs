@@ -143,3 +143,20 @@ fn what_is_below_is_opened_as_its_name_says() {
     );
     rig.qemu_img("check base.qcow2");
 }
+
+/// Who puts another image below by options commits to that one, whatever the image's header says.
+#[test]
+fn what_the_user_puts_below_is_committed_to() {
+    let Some(rig) = Rig::empty() else { return };
+    for name in ["base.qcow2", "other.qcow2"] {
+        rig.qemu_img(&format!("create -q -f qcow2 {name} 1M"));
+    }
+    rig.qemu_img("create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2");
+    rig.qemu_io("top.qcow2", &["write -P 9 0 64k"]);
+    let before = fs::read(rig.path("base.qcow2")).unwrap();
+    let options = "driver=qcow2,file.driver=file,file.filename=top.qcow2,backing.driver=qcow2,\
+                   backing.file.driver=file,backing.file.filename=other.qcow2";
+    rig.ours(&format!("commit --image-opts {options}"));
+    assert_eq!(fs::read(rig.path("base.qcow2")).unwrap(), before);
+    rig.qemu_io("other.qcow2", &["read -P 9 0 64k"]);
+}

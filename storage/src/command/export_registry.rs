@@ -98,7 +98,9 @@ impl Exports {
         for entry in self.open_entries(&of) {
             self.begin_to_close(graph, entry);
         }
-        let gone = || !self.entries.borrow().iter().any(|entry| of(entry.kind));
+        // Others may be added before the last of these is gone.
+        let closing = |entry: &Rc<Entry>| of(entry.kind) && entry.closing.get();
+        let gone = || !self.entries.borrow().iter().any(closing);
         self.gone.wait_until(gone).await;
     }
 

@@ -50,7 +50,8 @@ impl Chardev {
                 ("backend", "stdio") => stdio = true,
                 ("id", id_text) => id = Some(id_text.to_owned()),
                 ("path", path_text) if !stdio => path = Some(PathBuf::from(path_text)),
-                ("server", on) if !stdio => server = matches!(on, "on" | "yes" | "true"),
+                ("server", "on" | "yes" | "true") if !stdio => server = true,
+                ("server", "off" | "no" | "false") if !stdio => server = false,
                 // Nobody is ever waited for.
                 ("wait", _) | ("nowait", "on") if !stdio => {}
                 _ => return Err(QmpError::generic(format!("'{part}' is not supported"))),

@@ -35,8 +35,8 @@ const MAX_HEADS: usize = 1 << 20;
 /// allocated and zeroed anew.
 const KEEP_MEMORY: usize = 17 << 20;
 
-/// Requests that must have come one by one before the next is polled for: a client with more under way keeps the
-/// server busy anyway, and polling in the gaps would only cost time.
+/// Requests that must have come one by one before the next is polled for: a client with more under way
+/// keeps the server busy anyway, and polling in the gaps would only cost time.
 const ALONE: usize = 16;
 
 /// A client that uses an export.

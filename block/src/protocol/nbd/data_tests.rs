@@ -151,6 +151,10 @@ fn obey(listener: &UnixListener, manner: Manner) -> std::io::Result<Vec<(u16, u1
         }
         seen.drain(..28 + payload);
         requests.push((flags, command));
+        if command == 2 {
+            // Goodbyes are not answered.
+            return Ok(requests);
+        }
         stream.write_all(&[&0x6744_6698_u32.to_be_bytes()[..], &[0; 4], &cookie].concat())?;
     }
 }

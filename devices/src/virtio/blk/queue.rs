@@ -8,7 +8,9 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ferry_block::{BlockBackend, Error, Executor, Notify, Poller, PollerGuard, WriteFlags};
+use ferry_block::{
+    BlockBackend, Error, ErrorKind, Executor, Notify, Poller, PollerGuard, WriteFlags,
+};
 use vm_memory::GuestAddress;
 
 use super::config::{ErrorAction, FailedRequest};
@@ -306,7 +308,7 @@ impl Ticket {
     }
 
     fn refuse(self, error: &Error, is_write: bool) {
-        if self.queue.disk.backend.is_retired() {
+        if error.kind() == ErrorKind::Cancelled && self.queue.disk.backend.is_retired() {
             // Nothing is wrong with the disk: whoever serves the ring next takes the request again.
             return self.park();
         }

@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
+/// `EI_DATA` of the processors that this is for.
+const LITTLE_ENDIAN: u8 = 1;
 /// `EI_CLASS`: 32-bit headers, and the value for 64-bit ones.
 const CLASS_32: u8 = 1;
 const CLASS_64: u8 = 2;
@@ -66,6 +68,11 @@ pub(super) fn rewritten(file: &File, limit: u64) -> Result<Option<Vec<u8>>> {
         contents.extend(wanted.then_some(bytes));
         wanted
     });
+    // Only PVH starts such a kernel in its own mode; the loader says that it cannot.
+    let starts = elf.segments.iter().any(|segment| segment.kind == PT_NOTE);
+    if class == CLASS_32 && !(starts && header[5] == LITTLE_ENDIAN) {
+        return Ok(None);
+    }
     Ok(Some(write(&elf, &contents)))
 }
 

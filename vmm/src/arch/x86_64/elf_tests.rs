@@ -19,6 +19,21 @@ fn what_the_loader_reads_is_left_alone() {
     }
 }
 
+/// Nothing else starts it in its own mode, so the loader is to say no.
+#[test]
+fn a_narrow_kernel_that_pvh_cannot_start_is_left_alone() {
+    let pvh = elf_note(b"Xen\0", 18, &0x10_0004_u32.to_le_bytes());
+    let note = |notes: &[u8]| {
+        narrow_elf(&[(PT_NOTE, 0, notes.to_vec()), (PT_LOAD, 0x10_0000, vec![0x90; 8])])
+    };
+    let mut big_endian = note(&pvh);
+    big_endian[5] = 2;
+    for kernel in [note(&elf_note(b"GNU\0", 3, &[2; 20])), big_endian] {
+        assert!(rewritten(&file(&kernel), 1 << 20).unwrap().is_none());
+    }
+    assert!(rewritten(&file(&note(&pvh)), 1 << 20).unwrap().is_some());
+}
+
 #[test]
 fn a_narrow_kernel_becomes_a_wide_one_with_the_note_that_counts() {
     let pvh = elf_note(b"Xen\0", 18, &0x10_0004_u32.to_le_bytes());

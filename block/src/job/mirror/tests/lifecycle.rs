@@ -352,3 +352,22 @@ fn who_comes_for_the_source_while_it_is_copied_is_copied_and_moved_too() {
         });
     }
 }
+
+/// An image that is being opened over the source comes in at the filter, too, and may take longer than the job.
+#[test]
+fn what_is_being_opened_over_the_source_goes_where_the_disk_goes() {
+    for (pivot, expected) in [(true, "dst"), (false, "src")] {
+        Rig::run(MIB, |rig| async move {
+            let job = rig.ready(rig.options()).await;
+            let below = rig.graph.backing_edge(&rig.graph.node("src").unwrap()).unwrap();
+            assert_eq!(below.node().format(), "mirror_top");
+            if pivot {
+                job.complete().unwrap()
+            } else {
+                job.cancel().await.unwrap()
+            }
+            job.concluded().await;
+            assert_eq!(below.node().name(), expected);
+        });
+    }
+}
