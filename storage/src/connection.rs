@@ -88,7 +88,8 @@ impl Connection {
 }
 
 /// A descriptor of our own that does not block, for what `shared` stands for. Others use `shared` as well
-/// and would be surprised if it did not block any more; only a socket cannot be opened again.
+/// and would be surprised if it did not block any more; only what cannot be opened again, as a socket, is
+/// shared all the same.
 fn never_blocking(shared: BorrowedFd<'_>, options: &mut OpenOptions) -> io::Result<File> {
     let shared = shared.try_clone_to_owned()?;
     let same = File::from(shared.try_clone()?);

@@ -230,16 +230,16 @@ impl Executor {
         Counted::new(&self.0.streams)
     }
 
+    /// Whether there are such streams.
+    pub(crate) fn has_streams(&self) -> bool {
+        self.0.streams.get() != 0
+    }
+
     /// Counts one more message that a watched socket is about to bring: the next request of a client that
     /// asks for one thing at a time, or the reply to the only request. Waiting polls the sockets too, as
     /// long as that pays off.
     pub(crate) fn expecting(&self) -> Counted {
         Counted::new(&self.0.expected)
-    }
-
-    /// Whether there are such streams.
-    pub(crate) fn has_streams(&self) -> bool {
-        self.0.streams.get() != 0
     }
 
     /// How often everything has waited: a caller who finds the same number twice has had no pause.
