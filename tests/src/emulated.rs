@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::console::{Console, Line};
 use crate::linux::{self, Kernel};
-use crate::{artifact, binary, command, cpio, time};
+use crate::{artifact, autopsy, binary, command, cpio, time};
 
 /// Modules of the emulated host itself.
 const MODULES: [&str; 1] = ["kvm_amd"];
@@ -22,6 +22,9 @@ const ACCELERATOR: &str = "tcg,thread=multi,tb-size=1024";
 /// host's registers as the guest's, and about one verbose boot in eight hangs or ends in a triple fault. Shadow
 /// page tables cost no measurable time here.
 const PROCESSOR: &str = "max,+svm,-npt";
+
+const CMDLINE: &str =
+    "console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off sysrq_always_enabled=1";
 
 /// Runs a scenario in an emulated host; every line that it prints goes to `hear`.
 ///
@@ -39,9 +42,12 @@ pub fn run(words: &[&str], limit: Duration, hear: &mut dyn FnMut(&Line)) -> Resu
 
     let mut qemu = command::program("qemu-system-x86_64", "qemu-system-x86")?;
     qemu.args(["-M", "q35", "-accel", ACCELERATOR, "-cpu", PROCESSOR, "-smp", "2"]);
-    qemu.args(["-m", "4096", "-nodefaults", "-serial", "stdio", "-display", "none", "-no-reboot"]);
+    qemu.args(["-m", "4096", "-nodefaults", "-display", "none", "-no-reboot"]);
+    let socket = folder.path().join("qmp.sock");
+    qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
+    qemu.args(["-chardev", "stdio,id=console", "-serial", "chardev:console"]);
     qemu.arg("-kernel").arg(&kernel.bzimage).arg("-initrd").arg(&initrd);
-    qemu.args(["-append", "console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off"]);
+    qemu.args(["-append", CMDLINE]);
     qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut child = qemu.spawn().with_context(|| format!("cannot start {qemu:?}"))?;
     let (Some(output), Some(input)) = (child.stdout.take(), child.stdin.take()) else {
@@ -51,6 +57,10 @@ pub fn run(words: &[&str], limit: Duration, hear: &mut dyn FnMut(&Line)) -> Resu
     let outcome = console.wait("the end of the scenario", 0, limit, |line| {
         hear(line);
         outcome_of(&line.text)
+    });
+    let outcome = outcome.map_err(|error| match child.try_wait() {
+        Ok(None) => error.context(autopsy::of(&socket, "console", &console)),
+        _ => error,
     });
     // It powers itself off; it has nothing to lose when it does not.
     time::poll("power-off", Duration::from_secs(10), || Ok(child.try_wait()?)).ok();

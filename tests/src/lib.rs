@@ -5,6 +5,7 @@
 //! a [`scenario`], directly where the [`host`] can, else inside an [`emulated`] one.
 
 pub mod artifact;
+pub mod autopsy;
 pub mod binary;
 pub mod command;
 pub mod console;

@@ -24,6 +24,11 @@ pub fn spawn<T: Send + 'static>(
     builder.spawn(body).unwrap_or_else(|error| panic!("no thread for {name}: {error}"))
 }
 
+/// Waits.
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// Asks again and again until there is an answer: after a millisecond first, later every thirtieth of a second.
 ///
 /// # Errors
