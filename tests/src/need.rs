@@ -45,14 +45,24 @@ pub fn test(needs: &[Need], body: impl FnOnce() -> Result<()>) {
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
     if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
         eprintln!("SKIPPED {name}: {reason}");
-        if let Some(file) = std::env::var_os("FERRY_SKIPPED") {
-            let note = File::options().append(true).create(true).open(file);
-            note.and_then(|mut file| file.write_all(format!("{name}: {reason}\n").as_bytes()))
-                .expect("FERRY_SKIPPED names a file that can be written");
-        }
+        append("FERRY_SKIPPED", &format!("{name}: {reason}"));
         return;
     }
     if let Err(error) = body() {
         panic!("{error:#}");
     }
+}
+
+/// Something that whoever reads the summary of a whole run should know, though no test failed: a line in the
+/// file that `FERRY_NOTES` names.
+pub fn note(text: &str) {
+    append("FERRY_NOTES", text);
+}
+
+/// Adds a line to the file that an environment variable names, where it names one.
+fn append(variable: &str, line: &str) {
+    let Some(path) = std::env::var_os(variable) else { return };
+    let file = File::options().append(true).create(true).open(path);
+    file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
+        .unwrap_or_else(|error| panic!("{variable} names no file that can be written: {error}"));
 }

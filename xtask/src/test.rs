@@ -39,7 +39,10 @@ struct Stage {
 
 struct Run {
     stages: Vec<Stage>,
+    /// Where tests write why they could not run, a line each.
     skipped: std::path::PathBuf,
+    /// Where they write what else the summary should say.
+    notes: std::path::PathBuf,
     programs: Option<std::path::PathBuf>,
 }
 
@@ -53,8 +56,9 @@ pub(crate) fn run(linux: bool) -> Result<()> {
     packages::try_ensure(&packages::PEERS);
     println!("host: {:?}", host::kind());
     let folder = tempfile::tempdir()?;
+    let file = |name| folder.path().join(name);
     let mut run =
-        Run { stages: Vec::new(), skipped: folder.path().join("skipped"), programs: None };
+        Run { stages: Vec::new(), skipped: file("skipped"), notes: file("notes"), programs: None };
     run.stage("format", |_| {
         Ok(checked(&[cargo(&["fmt", "--all", "--check"]), in_guest(&["fmt", "--check"])]))
     });
@@ -115,21 +119,17 @@ impl Run {
                 command
             }
         };
-        let before = self.skips().len() as u64;
-        command.env("FERRY_SKIPPED", &self.skipped).env("RUST_BACKTRACE", "0");
+        let before = lines(&self.skipped).len() as u64;
+        command.env("FERRY_SKIPPED", &self.skipped).env("FERRY_NOTES", &self.notes);
+        command.env("RUST_BACKTRACE", "0");
         if let Some(programs) = &self.programs {
             command.env("FERRY_PROGRAMS", programs);
         }
         let mut count = harness(command)?;
-        let skipped = self.skips().len() as u64 - before;
+        let skipped = lines(&self.skipped).len() as u64 - before;
         count.passed = count.passed.saturating_sub(skipped);
         count.skipped += skipped;
         Ok(count)
-    }
-
-    fn skips(&self) -> Vec<String> {
-        let text = fs::read_to_string(&self.skipped).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
     }
 
     fn summary(&self) -> Result<()> {
@@ -146,8 +146,11 @@ impl Run {
             );
             all.add(*count);
         }
-        for skip in self.skips() {
+        for skip in lines(&self.skipped) {
             println!("skipped {skip}");
+        }
+        for note in lines(&self.notes) {
+            println!("note: {note}");
         }
         println!("\n{} passed, {} failed, {} skipped", all.passed, all.failed, all.skipped);
         if all.failed > 0 || all.passed == 0 {
@@ -155,6 +158,12 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// The lines of a file that need not be there.
+fn lines(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
 }
 
 fn cargo(words: &[&str]) -> Command {
