@@ -1,7 +1,7 @@
 //! The QMP clients: connections in, bytes to sessions, results and events out. What a command does is
 //! the controller's business.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::ErrorKind as IoErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -31,6 +31,14 @@ pub struct Monitor {
     controller: Weak<dyn Controller>,
     /// Of the sockets that it listens at.
     names: RefCell<Vec<SocketName>>,
+}
+
+/// A client and the way to it.
+struct Client {
+    id: ClientId,
+    connection: Connection,
+    /// It hears nothing any more. What it said before is still read.
+    gone: Cell<bool>,
 }
 
 /// The listening socket; its file goes away with it.
@@ -152,20 +160,22 @@ impl Monitor {
     /// Begins a session with whoever is at the other end.
     pub(crate) fn welcome(self: &Rc<Self>, connection: Connection) {
         let connected = self.server.borrow_mut().connect();
-        let client = match connected {
-            Ok(client) => client,
+        let id = match connected {
+            Ok(id) => id,
             Err(refused) => {
                 tracing::warn!("{refused}");
                 return;
             }
         };
-        let connection = Rc::new(connection);
-        let (reader, writer, output) = (Rc::clone(self), Rc::clone(self), Rc::clone(&connection));
+        let client = Rc::new(Client { id, connection, gone: Cell::new(false) });
+        let (reader, writer, watcher) = (Rc::clone(self), Rc::clone(self), Rc::clone(self));
+        let (heard, told) = (Rc::clone(&client), Rc::clone(&client));
         drop(self.executor.spawn(async move {
-            reader.read_from(client, &connection).await;
-            reader.dismiss(client);
+            reader.read_from(&heard).await;
+            reader.dismiss(id);
         }));
-        drop(self.executor.spawn(async move { writer.write_to(client, &output).await }));
+        drop(self.executor.spawn(async move { writer.write_to(&told).await }));
+        drop(self.executor.spawn(async move { watcher.watch(&client).await }));
     }
 
     fn dismiss(&self, client: ClientId) {
@@ -173,19 +183,31 @@ impl Monitor {
         self.changed.notify_all();
     }
 
+    /// Notes that a client is gone, whatever it is waited for: commands that it began go on without it.
+    async fn watch(&self, client: &Client) {
+        if let Err(error) = self.executor.hung_up(client.connection.output()).await {
+            tracing::debug!(%error, "a QMP client's end will be noticed late");
+            return;
+        }
+        client.gone.set(true);
+        self.changed.notify_all();
+    }
+
     /// Takes requests until the client sends no more and all of them are answered, or it is gone.
-    async fn read_from(self: &Rc<Self>, client: ClientId, connection: &Connection) {
+    async fn read_from(self: &Rc<Self>, client: &Client) {
+        let Client { id, ref connection, ref gone } = *client;
         let mut chunk = vec![0; CHUNK];
         loop {
             // A client that asks faster than it is answered waits here.
-            self.changed.wait_until(|| self.session_state(client) != SessionState::Busy).await;
-            if self.session_state(client) == SessionState::Over {
+            let is_busy = || self.session_state(id) == SessionState::Busy;
+            self.changed.wait_until(|| !is_busy() || gone.get()).await;
+            if self.session_state(id) != SessionState::Reading {
                 return;
             }
             match connection.read(&mut chunk) {
                 // It may have shut only its sending side down, and wait for the answers.
-                Ok(0) => return self.changed.wait_until(|| self.is_idle(client)).await,
-                Ok(len) => self.feed(client, &chunk[..len]),
+                Ok(0) => return self.changed.wait_until(|| self.is_idle(id) || gone.get()).await,
+                Ok(len) => self.feed(id, &chunk[..len]),
                 Err(e) if e.kind() == IoErrorKind::Interrupted => {}
                 Err(e) if e.kind() == IoErrorKind::WouldBlock => {
                     if self.executor.readable(connection.input()).await.is_err() {
@@ -197,16 +219,17 @@ impl Monitor {
         }
     }
 
-    async fn write_to(self: &Rc<Self>, client: ClientId, connection: &Connection) {
+    async fn write_to(self: &Rc<Self>, client: &Client) {
+        let Client { id, ref connection, .. } = *client;
         loop {
             let has_output = || {
                 self.server
                     .borrow_mut()
-                    .session(client)
+                    .session(id)
                     .is_none_or(|s| s.has_output() || s.end().is_some())
             };
             self.changed.wait_until(has_output).await;
-            let written = match self.server.borrow_mut().session(client) {
+            let written = match self.server.borrow_mut().session(id) {
                 Some(session) if session.end().is_none() => connection.write(session.output()),
                 Some(session) => {
                     if let Some(end) = session.end() {
@@ -217,7 +240,7 @@ impl Monitor {
                 None => break,
             };
             match written {
-                Ok(len) => self.sent(client, len),
+                Ok(len) => self.sent(id, len),
                 Err(e) if e.kind() == IoErrorKind::Interrupted => {}
                 Err(e) if e.kind() == IoErrorKind::WouldBlock => {
                     if self.executor.writable(connection.output()).await.is_err() {
@@ -229,7 +252,7 @@ impl Monitor {
         }
         // The reading side may wait for the client or for answers: either way it is over.
         connection.hang_up();
-        self.dismiss(client);
+        self.dismiss(id);
     }
 
     fn session_state(&self, client: ClientId) -> SessionState {
@@ -283,3 +306,7 @@ enum SessionState {
     Busy,
     Over,
 }
+
+#[cfg(test)]
+#[path = "monitor_tests.rs"]
+mod tests;

@@ -184,11 +184,29 @@ fn a_wait_for_a_descriptor_can_be_given_up_and_repeated() {
 }
 
 #[test]
+fn a_hang_up_is_both_directions() {
+    let executor = real();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (fd, other) = (ours.as_raw_fd(), executor.clone());
+    let gone = executor.spawn(async move { other.hung_up(fd).await });
+    theirs.write_all(b"x").unwrap();
+    executor.block_on(executor.readable(fd)).unwrap();
+    theirs.shutdown(std::net::Shutdown::Write).unwrap();
+    executor.block_on(executor.sleep(Duration::from_millis(10)));
+    assert!(!gone.is_finished());
+    drop(theirs);
+    executor.block_on(gone).unwrap();
+}
+
+#[test]
 fn regular_files_are_always_ready() {
     let executor = real();
     let file = tempfile::tempfile().unwrap();
     executor.block_on(executor.readable(file.as_raw_fd())).unwrap();
     assert!(executor.block_on(executor.readable(-1)).is_err());
+    let mut never = pin!(executor.hung_up(file.as_raw_fd()));
+    let pending = std::future::poll_fn(|cx| Poll::Ready(never.as_mut().poll(cx).is_pending()));
+    assert!(executor.block_on(pending));
 }
 
 /// Finds work only in the look after it was armed, and then wakes who waits for it.

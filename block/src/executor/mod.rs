@@ -32,7 +32,7 @@ pub use remote::Remote;
 pub(crate) use watch::Watch;
 
 use poll::Pollers;
-use reactor::{Direction, Reactor};
+use reactor::{Condition, Reactor};
 use remote::{Entered, Item, ReadyQueue, RootWaker, Shared};
 use timers::Timers;
 
@@ -192,12 +192,18 @@ impl Executor {
     /// Waits until `fd` can be read, has an error or was hung up. Regular files always can.
     /// The descriptor must stay open while this is waited for; dropping the future is fine.
     pub async fn readable(&self, fd: RawFd) -> Result<()> {
-        self.reactor()?.ready(fd, Direction::Read).await
+        self.reactor()?.ready(fd, Condition::Readable).await
     }
 
     /// Waits until `fd` can be written, has an error or was hung up.
     pub async fn writable(&self, fd: RawFd) -> Result<()> {
-        self.reactor()?.ready(fd, Direction::Write).await
+        self.reactor()?.ready(fd, Condition::Writable).await
+    }
+
+    /// Waits until both directions of `fd` are over, because its other end is gone or it has an error. What
+    /// came before may still be there to be read. Regular files never hang up.
+    pub async fn hung_up(&self, fd: RawFd) -> Result<()> {
+        self.reactor()?.ready(fd, Condition::HungUp).await
     }
 
     /// Adds something to be polled every turn, and armed before this thread sleeps.

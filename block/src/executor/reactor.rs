@@ -26,11 +26,24 @@ const FIRST_WATCHED: u64 = 1 << 32;
 /// Events taken per look.
 const BATCH: usize = 64;
 
-/// What is waited for.
+/// What is waited for. Errors and hang-ups end every wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
-    Read,
-    Write,
+pub(super) enum Condition {
+    Readable,
+    Writable,
+    /// Both directions are over.
+    HungUp,
+}
+
+impl Condition {
+    /// What the kernel is asked for; errors and hang-ups it tells of by itself.
+    fn events(self) -> EventSet {
+        match self {
+            Condition::Readable => EventSet::IN | EventSet::READ_HANG_UP,
+            Condition::Writable => EventSet::OUT,
+            Condition::HungUp => EventSet::empty(),
+        }
+    }
 }
 
 pub(super) struct Reactor {
@@ -42,7 +55,7 @@ pub(super) struct Reactor {
 
 struct Waiter {
     id: u64,
-    direction: Direction,
+    condition: Condition,
     waker: Waker,
     fired: bool,
 }
@@ -75,8 +88,8 @@ impl Reactor {
         }
     }
 
-    pub(super) fn ready(&self, fd: RawFd, direction: Direction) -> Ready<'_> {
-        Ready { reactor: self, fd, direction, id: None }
+    pub(super) fn ready(&self, fd: RawFd, condition: Condition) -> Ready<'_> {
+        Ready { reactor: self, fd, condition, id: None }
     }
 
     /// Looks for events, waiting at most `timeout` (`None`: for ever); whether there were any.
@@ -149,18 +162,15 @@ impl Reactor {
 
     fn fire(&self, fd: RawFd, events: EventSet) {
         let broken = events.intersects(EventSet::ERROR | EventSet::HANG_UP);
-        let hits = |direction| match direction {
-            Direction::Read => broken || events.intersects(EventSet::IN | EventSet::READ_HANG_UP),
-            Direction::Write => broken || events.contains(EventSet::OUT),
-        };
+        let hits = |condition: Condition| broken || events.intersects(condition.events());
         let mut wakers = Vec::new();
         if let Some(waiters) = self.waiters.borrow_mut().get_mut(&fd) {
-            for waiter in waiters.iter_mut().filter(|waiter| hits(waiter.direction)) {
+            for waiter in waiters.iter_mut().filter(|waiter| hits(waiter.condition)) {
                 waiter.fired = true;
                 wakers.push(waiter.waker.clone());
             }
         }
-        // One-shot: the other direction must be armed again.
+        // One-shot: what else is waited for must be armed again.
         if let Err(error) = self.arm(fd) {
             tracing::error!("epoll on descriptor {fd}: {error}");
         }
@@ -171,22 +181,11 @@ impl Reactor {
 
     /// Asks the kernel for what is waited for on `fd`.
     fn arm(&self, fd: RawFd) -> io::Result<()> {
-        let wanted = match self.waiters.borrow().get(&fd) {
-            Some(waiters) => waiters.iter().filter(|waiter| !waiter.fired).fold(
-                EventSet::empty(),
-                |wanted, waiter| {
-                    wanted
-                        | match waiter.direction {
-                            Direction::Read => EventSet::IN | EventSet::READ_HANG_UP,
-                            Direction::Write => EventSet::OUT,
-                        }
-                },
-            ),
-            None => EventSet::empty(),
-        };
-        if wanted.is_empty() {
-            return Ok(());
-        }
+        let wanted = self.waiters.borrow().get(&fd).and_then(|waiters| {
+            let waiting = waiters.iter().filter(|waiter| !waiter.fired);
+            waiting.map(|waiter| waiter.condition.events()).reduce(|all, events| all | events)
+        });
+        let Some(wanted) = wanted else { return Ok(()) };
         let token = u64::try_from(fd).map_err(|_negative| io::ErrorKind::InvalidInput)?;
         let event = EpollEvent::new(wanted | EventSet::ONE_SHOT, token);
         // The kernel forgets closed descriptors by itself, so whether it knows this one is found
@@ -214,7 +213,7 @@ impl Reactor {
 pub(super) struct Ready<'a> {
     reactor: &'a Reactor,
     fd: RawFd,
-    direction: Direction,
+    condition: Condition,
     id: Option<u64>,
 }
 
@@ -238,14 +237,17 @@ impl Future for Ready<'_> {
         }
         let id = reactor.next_id.get();
         reactor.next_id.set(id + 1);
-        let (direction, waker) = (self.direction, cx.waker().clone());
-        let waiter = Waiter { id, direction, waker, fired: false };
+        let (condition, waker) = (self.condition, cx.waker().clone());
+        let waiter = Waiter { id, condition, waker, fired: false };
         reactor.waiters.borrow_mut().entry(self.fd).or_default().push(waiter);
         self.id = Some(id);
         match reactor.arm(self.fd) {
             Ok(()) => Poll::Pending,
-            // Regular files are always ready and cannot be waited for.
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Poll::Ready(Ok(())),
+            // Regular files cannot be waited for: they are always ready and never hang up.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => match condition {
+                Condition::Readable | Condition::Writable => Poll::Ready(Ok(())),
+                Condition::HungUp => Poll::Pending,
+            },
             Err(error) => {
                 let context = format!("cannot wait for descriptor {}", self.fd);
                 Poll::Ready(Err(Error::from_io(error, context)))
