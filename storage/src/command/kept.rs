@@ -3,10 +3,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use ferry_api::QmpError;
 use ferry_api::command::{IoThreadInfo, IothreadProperties, QCryptoSecretFormat, SecretProperties};
-use ferry_block::BlockGraph;
+use ferry_block::{BlockGraph, Executor};
 use serde_json::{Map, Value};
 
 use super::Result;
@@ -18,11 +19,43 @@ const IOTHREAD: &str = "iothread";
 pub(super) struct Kept {
     kind: &'static str,
     properties: Map<String, Value>,
+    /// How long the thread of all disks shall poll at most, ns.
+    polling: Option<u64>,
 }
 
 /// Those of one graph, by id.
 #[derive(Default)]
 struct Objects(RefCell<BTreeMap<String, Kept>>);
+
+/// How long the one thread of all disks polls: as long as the last object that asks for something says.
+struct Polling {
+    executor: Executor,
+    /// Without such an object, ns.
+    otherwise: u64,
+    /// Who asks for what, ns, in the order in which they came.
+    asked: RefCell<Vec<(String, u64)>>,
+}
+
+impl Polling {
+    fn of(graph: &BlockGraph) -> Rc<Polling> {
+        graph.extension(|| {
+            let executor = graph.executor().clone();
+            let otherwise = executor.poll_max_ns();
+            Polling { executor, otherwise, asked: RefCell::default() }
+        })
+    }
+
+    fn add(&self, id: &str, limit: u64) {
+        self.asked.borrow_mut().push((id.to_owned(), limit));
+        self.executor.set_poll_max_ns(limit);
+    }
+
+    fn remove(&self, id: &str) {
+        let mut asked = self.asked.borrow_mut();
+        asked.retain(|(other, _)| other != id);
+        self.executor.set_poll_max_ns(asked.last().map_or(self.otherwise, |(_, limit)| *limit));
+    }
+}
 
 /// An I/O thread with these properties, the others as QEMU's.
 pub(super) fn iothread(asked: &IothreadProperties) -> Result<Kept> {
@@ -43,7 +76,8 @@ pub(super) fn iothread(asked: &IothreadProperties) -> Result<Kept> {
         }
         properties.insert(name.to_owned(), value.into());
     }
-    Ok(Kept { kind: IOTHREAD, properties })
+    let polling = asked.poll_max_ns.and_then(|limit| u64::try_from(limit).ok());
+    Ok(Kept { kind: IOTHREAD, properties, polling })
 }
 
 /// What is told of the I/O threads, whose work is done by the thread with that number.
@@ -77,17 +111,24 @@ pub(super) fn secret(asked: SecretProperties) -> Kept {
     ];
     let given =
         values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into())));
-    Kept { kind: "secret", properties: given.collect() }
+    Kept { kind: "secret", properties: given.collect(), polling: None }
 }
 
 /// Keeps an object whose id nobody has.
 pub(super) fn add(graph: &BlockGraph, id: String, object: Kept) {
+    if let Some(limit) = object.polling {
+        Polling::of(graph).add(&id, limit);
+    }
     graph.extension(Objects::default).0.borrow_mut().insert(id, object);
 }
 
 /// Takes an object away; whether there was one.
 pub(super) fn remove(graph: &BlockGraph, id: &str) -> bool {
-    graph.extension(Objects::default).0.borrow_mut().remove(id).is_some()
+    let removed = graph.extension(Objects::default).0.borrow_mut().remove(id);
+    if removed.as_ref().is_some_and(|object| object.polling.is_some()) {
+        Polling::of(graph).remove(id);
+    }
+    removed.is_some()
 }
 
 /// The value of a property.

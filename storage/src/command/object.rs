@@ -26,14 +26,9 @@ impl Storage {
         match kind {
             ObjectKind::Iothread(thread) => {
                 let object = kept::iothread(&thread)?;
-                let polling = thread.poll_max_ns.and_then(|limit| u64::try_from(limit).ok());
                 let add = move |graph: BlockGraph| async move {
                     check_unused(&graph, &id)?;
                     kept::add(&graph, id, object);
-                    // The one thread of all disks polls as long as the last one asked for does.
-                    if let Some(limit) = polling {
-                        graph.executor().set_poll_max_ns(limit);
-                    }
                     Ok(())
                 };
                 self.on_graph(add).await

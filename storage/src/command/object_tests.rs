@@ -10,6 +10,34 @@ use super::*;
 use crate::ExportKinds;
 
 #[test]
+fn polling_is_as_long_as_the_last_thread_asks_for_that_is_left()
+-> std::result::Result<(), Box<dyn Error>> {
+    let executor = Executor::new(Clock::real())?;
+    let disks = IoThread::spawn("disks", IoThreadOptions::default())?;
+    let storage = Storage::new(disks.handle(), ExportKinds::NONE);
+    let polling = || {
+        let limit = |graph: BlockGraph| async move { graph.executor().poll_max_ns() };
+        executor.block_on(disks.handle().call(limit)).unwrap()
+    };
+    let del = |id: &str| executor.block_on(storage.object_del(ObjectDel { id: id.to_owned() }));
+    let add = |options: Value| {
+        let options = serde_json::from_value(options).unwrap();
+        executor.block_on(storage.object_add(options))
+    };
+    let otherwise = polling();
+    add(json!({"qom-type": "iothread", "id": "t0", "poll-max-ns": 7}))?;
+    add(json!({"qom-type": "iothread", "id": "silent"}))?;
+    add(json!({"qom-type": "iothread", "id": "t2", "poll-max-ns": 8}))?;
+    add(json!({"qom-type": "iothread", "id": "t1", "poll-max-ns": 0}))?;
+    assert_eq!(polling(), 0);
+    for (id, expected) in [("t2", 0), ("t1", 7), ("silent", 7), ("t0", otherwise)] {
+        del(id)?;
+        assert_eq!(polling(), expected, "without {id}");
+    }
+    Ok(())
+}
+
+#[test]
 fn secrets_and_threads_are_told_of_until_they_are_deleted()
 -> std::result::Result<(), Box<dyn Error>> {
     let executor = Executor::new(Clock::real())?;
