@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 
 /// Two directions of bytes, neither of which ever blocks.
@@ -33,7 +33,7 @@ impl Connection {
     /// Standard input and output.
     ///
     /// # Errors
-    /// One of them is closed.
+    /// One of them is closed or cannot be opened again.
     pub(crate) fn stdio() -> io::Result<Connection> {
         let input = never_blocking(io::stdin().as_fd(), OpenOptions::new().read(true))?;
         let output = never_blocking(io::stdout().as_fd(), OpenOptions::new().write(true))?;
@@ -87,19 +87,24 @@ impl Connection {
     }
 }
 
-/// A descriptor of our own that does not block, for what `shared` stands for. Others use `shared` as well
-/// and would be surprised if it did not block any more; only what cannot be opened again, as a socket, is
-/// shared all the same.
+/// A descriptor of our own that does not block, for what `shared` stands for. Others use `shared` as well, a
+/// shell its terminal, and would be surprised if it did not block any more; only a socket, which cannot be
+/// opened again, is shared all the same.
 fn never_blocking(shared: BorrowedFd<'_>, options: &mut OpenOptions) -> io::Result<File> {
-    let shared = shared.try_clone_to_owned()?;
-    let same = File::from(shared.try_clone()?);
-    if same.metadata()?.is_file() {
+    let same = File::from(shared.try_clone_to_owned()?);
+    let kind = same.metadata()?.file_type();
+    if kind.is_file() {
         return Ok(same);
     }
-    let again = format!("/proc/self/fd/{}", shared.as_raw_fd());
-    options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(again).or_else(|_refused| {
-        let socket = UnixStream::from(shared);
+    if kind.is_socket() {
+        let socket = UnixStream::from(OwnedFd::from(same));
         socket.set_nonblocking(true)?;
-        Ok(File::from(OwnedFd::from(socket)))
-    })
+        return Ok(File::from(OwnedFd::from(socket)));
+    }
+    let again = format!("/proc/self/fd/{}", shared.as_raw_fd());
+    options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(again)
 }
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

@@ -83,10 +83,14 @@ impl Chardev {
                     Error::new(ErrorKind::Config, context)
                 })
             }
-            Backend::Stdio => {
-                let failed = |e| Error::host("use standard input and output", &e);
-                Connection::stdio().map(Opened::Connection).map_err(failed)
-            }
+            Backend::Stdio => Connection::stdio().map(Opened::Connection).map_err(|error| {
+                let context = format!(
+                    "--chardev {}: standard input or output cannot be opened again ({error}); \
+                         give it pipes or a terminal of your own, or use a socket",
+                    self.id
+                );
+                Error::new(ErrorKind::Config, context)
+            }),
         }
     }
 
