@@ -6,7 +6,8 @@
 //! graph have no gates: a request that is inside can always finish.
 //!
 //! A root whose owner goes for good is [retired](BlockBackend::retire): requests that wait at its gate
-//! are given up, which harms nobody, because they have not begun.
+//! are given up, which harms nobody, because they have not begun. One whose user goes is retired
+//! [for a while](BlockBackend::retire_for_now), until the next user may come.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -75,8 +76,8 @@ type LengthSink = Rc<dyn Fn(u64)>;
 pub(crate) struct Gate {
     closed: Cell<u32>,
     inside: Cell<u32>,
-    /// Nobody gets in any more.
-    retired: Cell<bool>,
+    /// While this is not 0 nobody gets in, however open it is.
+    retired: Cell<u32>,
     changed: Notify,
 }
 
@@ -90,6 +91,11 @@ impl Gate {
         if self.closed.get() == 0 {
             self.changed.notify_all();
         }
+    }
+
+    fn retire(&self) {
+        self.retired.set(self.retired.get() + 1);
+        self.changed.notify_all();
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -127,6 +133,17 @@ impl Drop for Pass {
         if gate.is_quiet() && !gate.is_open() {
             gate.changed.notify_all();
         }
+    }
+}
+
+/// A root is retired while this lives.
+pub struct Retirement {
+    gate: Rc<Gate>,
+}
+
+impl Drop for Retirement {
+    fn drop(&mut self) {
+        self.gate.retired.set(self.gate.retired.get() - 1);
     }
 }
 
@@ -232,14 +249,20 @@ impl BlockBackend {
     /// end, without waiting for the root's own limits. For an owner that goes away and must not wait for
     /// whoever shut the gate.
     pub fn retire(&self) {
-        self.0.gate.retired.set(true);
-        self.0.gate.changed.notify_all();
+        self.0.gate.retire();
         self.set_throttle(None);
     }
 
-    /// Whether it was [retired](BlockBackend::retire).
+    /// Lets nobody in, and gives up what waits at the gate, until the result is dropped. What is inside goes on.
+    /// For an owner whose only user is gone.
+    pub fn retire_for_now(&self) -> Retirement {
+        self.0.gate.retire();
+        Retirement { gate: Rc::clone(&self.0.gate) }
+    }
+
+    /// Whether it is [retired](BlockBackend::retire), for good or for now.
     pub fn is_retired(&self) -> bool {
-        self.0.gate.retired.get()
+        self.0.gate.retired.get() > 0
     }
 
     /// Waits until the gate is open, then goes in.

@@ -40,7 +40,7 @@ mod sys;
 pub mod testing;
 mod thread;
 
-pub use backend::{BackendId, BackendKind, BlockBackend, Pass};
+pub use backend::{BackendId, BackendKind, BlockBackend, Pass, Retirement};
 pub use buf::{BufOwner, IoBuf};
 pub use chain::ChainExtent;
 pub use clock::Clock;

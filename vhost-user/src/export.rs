@@ -1,6 +1,7 @@
 //! An export: a disk at a socket, for one front end at a time.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
@@ -165,15 +166,27 @@ impl Inner {
         let stream = Rc::new(stream);
         let client = Client { stream: Rc::clone(&stream), device: Rc::clone(&device) };
         self.client.replace(Some(client));
+        let farewell = self.executor.spawn(Rc::clone(self).farewell(Rc::clone(&stream)));
         let (this, session) = (Rc::clone(self), Session::new(&self.executor, stream, device));
         drop(self.executor.spawn(async move {
             if let Err(error) = session.serve().await {
                 let id = &this.options.id;
                 tracing::warn!("the front end of export '{id}' is dropped: {error}");
             }
+            farewell.cancel().await;
             this.client.replace(None);
             this.changed.notify_all();
         }));
+    }
+
+    /// Gives the requests of a front end up that wait at the gate once it is gone, until it is cancelled: whoever
+    /// shut the gate may keep it shut for hours, and the next front end finds them in its ring.
+    async fn farewell(self: Rc<Self>, stream: Rc<UnixStream>) {
+        if let Err(error) = self.executor.hung_up(stream.as_raw_fd()).await {
+            return tracing::warn!("export '{}': {error}", self.options.id);
+        }
+        let _retired = self.backend.retire_for_now();
+        std::future::pending().await
     }
 }
 

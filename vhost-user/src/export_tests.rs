@@ -1,8 +1,10 @@
 use std::path::Path;
 use std::sync::mpsc;
 
+use vm_memory::{Bytes, GuestAddress};
+
 use super::*;
-use crate::testing::{FrontEnd, against_export};
+use crate::testing::{FrontEnd, STATUS, against_export, ring};
 
 #[test]
 fn one_front_end_at_a_time() {
@@ -90,6 +92,51 @@ fn closing_leaves_requests_that_are_held_up_in_the_ring() {
             }));
         },
     );
+}
+
+/// A front end leaves with a request that a job holds up; the next one need not wait for the job. One leaves in
+/// the middle of a question that is answered once the request is over.
+#[test]
+fn a_front_end_that_leaves_takes_requests_that_are_held_up_with_it() {
+    for asks_for_the_ring in [false, true] {
+        let (served, is_served) = mpsc::channel();
+        let (drained, is_drained) = mpsc::channel();
+        let front = move |socket: &Path| {
+            let mut first = FrontEnd::up(socket);
+            is_drained.recv().unwrap();
+            first.request(1, 0);
+            if asks_for_the_ring {
+                first.send(11, &ring(0, 0), &[]);
+            }
+            // Until it has been taken from the ring.
+            std::thread::sleep(Duration::from_millis(50));
+            let memory = first.memory.clone();
+            drop(first);
+            let mut second = FrontEnd::up(socket);
+            second.request(1, 0);
+            served.send(()).unwrap();
+            second.wait_event(&second.call);
+            assert_eq!((second.used(), second.status()), (1, 0));
+            let status: u8 = memory.read_obj(GuestAddress(STATUS)).unwrap();
+            assert_eq!(status, 0xee, "a request that was given up is not answered");
+        };
+        against_export(
+            |_| {},
+            front,
+            |graph, _| {
+                let graph = graph.clone();
+                drop(graph.executor().clone().spawn(async move {
+                    let (executor, node) = (graph.executor(), graph.node("d0").unwrap());
+                    let section = graph.drain(&node, &[]).await;
+                    drained.send(()).unwrap();
+                    while is_served.try_recv().is_err() {
+                        executor.sleep(Duration::from_millis(1)).await;
+                    }
+                    drop(section);
+                }));
+            },
+        );
+    }
 }
 
 #[test]

@@ -96,12 +96,14 @@ impl Session {
         }
     }
 
-    /// Does what the front end asks for until it hangs up; then nothing is in flight.
+    /// Does what the front end asks for until it hangs up, or until we do; then nothing is in flight.
     ///
     /// # Errors
     /// It does not keep to the protocol, or the connection broke.
     pub(crate) async fn serve(mut self) -> Result<()> {
         let ended = self.converse().await;
+        // Whoever watches the connection sees to it that no request is held up any more.
+        self.socket.hang_up();
         self.rings.pause_all().await;
         if self.memory.is_lost() || self.log.as_ref().is_some_and(|log| log.is_lost()) {
             return Err(bad("it took its memory away while that was in use"));

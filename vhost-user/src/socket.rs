@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "descriptors arrive as bare numbers")]
 
 use std::io::{self, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -71,6 +72,13 @@ impl Socket {
             }
         }
         Ok(())
+    }
+
+    /// Ends both directions.
+    pub(crate) fn hang_up(&self) {
+        if let Err(error) = self.stream.shutdown(Shutdown::Both) {
+            tracing::debug!("a front end had hung up already: {error}");
+        }
     }
 
     /// Fills `bytes`; `false` if nothing comes any more.
