@@ -96,8 +96,8 @@ pub enum DiskFormat {
 pub struct DiskConfig {
     /// Image file or block device.
     pub path: PathBuf,
-    /// Image format; never guessed from the content.
-    pub format: DiskFormat,
+    /// Image format, raw if it is not said: never guessed from the content.
+    pub format: Option<DiskFormat>,
     /// Name of the device and its root in the block graph; `disk0`, `disk1`, ... by default.
     pub id: String,
     /// The guest may not write.
@@ -262,7 +262,7 @@ fn parse_disk(text: &str, index: usize) -> Result<DiskConfig> {
     let wrong = |what: String| Error::usage(format!("--disk {text}: {what}"));
     let mut disk = DiskConfig {
         path: PathBuf::new(),
-        format: DiskFormat::Raw,
+        format: None,
         id: format!("disk{index}"),
         readonly: false,
         direct: false,
@@ -280,8 +280,8 @@ fn parse_disk(text: &str, index: usize) -> Result<DiskConfig> {
             // Never guessed: the first sector of a raw disk is the guest's.
             "format" => {
                 disk.format = match value {
-                    "raw" => DiskFormat::Raw,
-                    "qcow2" => DiskFormat::Qcow2,
+                    "raw" => Some(DiskFormat::Raw),
+                    "qcow2" => Some(DiskFormat::Qcow2),
                     _ => return Err(wrong(format!("format={value}: give raw or qcow2"))),
                 }
             }

@@ -51,7 +51,7 @@ fn everything_given_arrives() {
         config.disks[0],
         DiskConfig {
             path: "a,b.img".into(),
-            format: DiskFormat::Raw,
+            format: Some(DiskFormat::Raw),
             id: "root".into(),
             readonly: true,
             direct: true,

@@ -6,9 +6,10 @@ use std::fmt::Display;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use ferry_block::format::{PROBED_BYTES, recognise};
 use ferry_block::{
-    BackendKind, BlockBackend, BlockHandle, BlockdevOptions, BlockdevRef, CacheOptions,
-    DiscardMode, EdgePerms,
+    BackendKind, BlockBackend, BlockHandle, BlockNode, BlockdevOptions, BlockdevRef, CacheOptions,
+    DiscardMode, EdgePerms, IoBuf,
 };
 use ferry_devices::irq::{IrqLine, SharedLine};
 use ferry_devices::pci::{PciBus, SLOT_COUNT, intx_gsi};
@@ -105,8 +106,8 @@ async fn open_image(disk: &DiskConfig, active: bool, graph: &BlockHandle) -> Res
         .ok_or_else(|| Error::config(format!("disk '{}': the path is not valid UTF-8", disk.id)))?;
     let file = BlockdevRef::nested(BlockdevOptions::file(path));
     let mut options = match disk.format {
-        DiskFormat::Raw => BlockdevOptions::raw(file),
-        DiskFormat::Qcow2 => BlockdevOptions::qcow2(file),
+        Some(DiskFormat::Raw) | None => BlockdevOptions::raw(file),
+        Some(DiskFormat::Qcow2) => BlockdevOptions::qcow2(file),
     };
     options.read_only = Some(disk.readonly);
     options.active = Some(active);
@@ -114,16 +115,44 @@ async fn open_image(disk: &DiskConfig, active: bool, graph: &BlockHandle) -> Res
     options.cache = Some(CacheOptions { direct: Some(disk.direct), no_flush: None });
     let id = disk.id.clone();
     let perms = if disk.readonly { EdgePerms::READ } else { EdgePerms::READ_WRITE };
+    // Of an image that is not ours yet the source of the guest has said it.
+    let is_asked = active && disk.format.is_none();
     let opened = graph.call(move |graph| async move {
         let node = graph.open(&options).await?;
+        let shows = if is_asked { shown_format(&node).await? } else { None };
         let root = graph.add_backend(BackendKind::Device, &id, &node, perms)?;
         graph.extension(Roots::default).0.borrow_mut().push(root);
-        Ok::<_, ferry_block::Error>(())
+        Ok::<_, ferry_block::Error>(shows)
     });
-    opened.await.and_then(|opened| opened).map_err(|e| {
+    let shows = opened.await.and_then(|opened| opened).map_err(|e| {
         let (id, hint) = (&disk.id, hint(e.kind()));
         Error::new(ErrorKind::Config, format!("disk '{id}' cannot be used: {e}{hint}"))
-    })
+    })?;
+    if let Some(format) = shows {
+        tracing::warn!("{}", mistakable(disk, format));
+    }
+    Ok(())
+}
+
+/// What a person is told whose raw disk looks like something else.
+fn mistakable(disk: &DiskConfig, format: &str) -> String {
+    let (id, path) = (&disk.id, disk.path.display());
+    let otherwise = match format {
+        "qcow2" => "add format=qcow2",
+        _ => "convert it first (qemu-img convert)",
+    };
+    format!(
+        "disk '{id}': {path} looks like a {format} image, and the guest gets its bytes as they are; if that is \
+         not meant, {otherwise}, else add format=raw"
+    )
+}
+
+/// The format that a raw disk looks like, if any. The guest may have written that itself, so it decides nothing.
+async fn shown_format(node: &BlockNode) -> ferry_block::Result<Option<&'static str>> {
+    let len = usize::try_from(node.len()).unwrap_or(usize::MAX).min(PROBED_BYTES);
+    let head = IoBuf::alloc(len);
+    node.read(0, head.clone()).await?;
+    Ok(recognise(&head.to_vec()))
 }
 
 /// What a person can do about an image that does not open.
@@ -208,3 +237,7 @@ fn error_policy(id: &str, board: &Board<'_>) -> ErrorPolicy {
         action
     })
 }
+
+#[cfg(test)]
+#[path = "disks_tests.rs"]
+mod tests;

@@ -17,7 +17,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress};
 use super::elf;
 use super::layout::{
     ACPI_START, BOOT_CMDLINE, BOOT_CMDLINE_MAX, BOOT_PARAMS, BOOT_PVH, ECAM_LEN, ECAM_START,
-    HIGH_MEMORY, LOW_RAM_HOLE, RamLayout,
+    HIGH_MEMORY, LOW_RAM_END, LOW_RAM_HOLE, RamLayout,
 };
 use super::regs::{self, Entry};
 use crate::config::Config;
@@ -195,20 +195,26 @@ impl BootFiles {
 
     fn load_elf(&self, guest: &GuestMemory, ram: RamLayout) -> Result<Entry> {
         let mut file = &self.kernel.file;
+        let name = self.kernel.path.display();
+        let damaged =
+            |e| Error::because(ErrorKind::Config, format!("kernel {name} cannot be loaded"), e);
+        let end = elf::memory_end(file).map_err(damaged)?.unwrap_or(0);
+        if end > LOW_RAM_END {
+            return Err(Error::config(format!(
+                "kernel {name} is to be loaded up to {end:#x}, and this machine never has memory from \
+                 {LOW_RAM_END:#x} on: it was linked for another machine"
+            )));
+        }
+        if end > ram.low {
+            return Err(self.too_little(ram, end));
+        }
         let limit = ram.low + ram.high;
-        let rewritten = elf::rewritten(file, limit).map_err(|e| {
-            let name = self.kernel.path.display();
-            Error::because(ErrorKind::Config, format!("kernel {name} cannot be loaded"), e)
-        })?;
+        let rewritten = elf::rewritten(file, limit).map_err(damaged)?;
         let loaded = match rewritten {
             Some(kernel) => Elf::load(guest, None, &mut Cursor::new(kernel), None),
             None => Elf::load(guest, None, &mut file, None),
         };
         let loaded = loaded.map_err(|e| self.unloadable(ram, e))?;
-        let end = loaded.kernel_end;
-        if end > ram.low {
-            return Err(self.too_little(ram, end));
-        }
         let initrd = self.load_initrd(guest, ram, end, ram.low)?;
         if let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap {
             write_pvh(guest, ram, initrd)?;
@@ -218,9 +224,8 @@ impl BootFiles {
         // What was built for addresses that do not exist at boot cannot be such a kernel.
         if loaded.kernel_load.0 < HIGH_MEMORY || loaded.kernel_load.0 >= end {
             return Err(Error::config(format!(
-                "ELF file {} has no PVH entry note, and its entry point {:#x} is not in the loaded image: \
+                "ELF file {name} has no PVH entry note, and its entry point {:#x} is not in the loaded image: \
                  not a kernel for this machine; build it with CONFIG_PVH or use its bzImage",
-                self.kernel.path.display(),
                 loaded.kernel_load.0
             )));
         }

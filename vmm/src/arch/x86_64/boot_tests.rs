@@ -161,6 +161,21 @@ fn what_does_not_fit_says_how_much_is_needed() {
 }
 
 #[test]
+fn a_kernel_that_belongs_beyond_the_memory_says_what_to_do() {
+    let at = |address: u64| {
+        let mut kernel = PvhKernel::new().stay().elf(true);
+        kernel[0x58..0x60].copy_from_slice(&address.to_le_bytes());
+        load(&kernel, None, 16 * MIB).map(drop).unwrap_err().line()
+    };
+    let line = at(64 * MIB);
+    assert!(line.contains("about 65 MiB, --memory gives 16 MiB"), "{line}");
+    for never in [LOW_RAM_END, 0xffff_ffff_8100_0000, u64::MAX] {
+        let line = at(never);
+        assert!(line.contains("never has memory") && line.contains("another machine"), "{line}");
+    }
+}
+
+#[test]
 fn what_is_no_kernel_is_refused() {
     for contents in [&b""[..], b"\x7fEL", b"#!/bin/sh\n", &[0; 4096]] {
         let line = load(contents, None, 16 * MIB).unwrap_err().line();

@@ -76,6 +76,19 @@ pub(super) fn rewritten(file: &File, limit: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(write(&elf, &contents)))
 }
 
+/// Where the memory ends that the segments take up; `None` for what the loader refuses itself.
+///
+/// # Errors
+/// The file cannot be read or its headers are damaged.
+pub(super) fn memory_end(file: &File) -> Result<Option<u64>> {
+    let mut header = [0; HEADER];
+    file.read_exact_at(&mut header, 0)?;
+    let Some(elf) = read(file, &header)? else { return Ok(None) };
+    let loaded = elf.segments.iter().filter(|segment| segment.kind == PT_LOAD);
+    let end = loaded.map(|segment| segment.address.saturating_add(segment.memory)).max();
+    Ok(Some(end.unwrap_or(0)))
+}
+
 /// Reads the headers; `None` for what is neither 32 nor 64 bits wide, which the loader refuses itself.
 fn read(file: &File, header: &[u8]) -> Result<Option<Elf>> {
     let wide = match header[4] {
