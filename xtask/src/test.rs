@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use ferry_tests::{artifact, binary, guest, host, time};
 
-use crate::packages;
+use crate::{fuzz, packages};
 
 /// What became of the tests or checks of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,7 +66,15 @@ pub(crate) fn run(linux: bool) -> Result<()> {
         let workspace =
             ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
         let guest = ["clippy", "--release", "--quiet", "--", "-D", "warnings"];
-        Ok(checked(&[cargo(&workspace), in_guest(&guest)]))
+        let mut count = checked(&[cargo(&workspace), in_guest(&guest)]);
+        match fuzz::lints()? {
+            Some(targets) => count.add(checked(&[targets])),
+            None => {
+                println!("skipped: what libFuzzer's targets need besides cannot be fetched");
+                count.skipped += 1;
+            }
+        }
+        Ok(count)
     });
     run.stage("programs", |run| {
         guest::bare_metal()?;
