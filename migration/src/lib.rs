@@ -32,6 +32,8 @@ pub mod state;
 pub mod stats;
 pub mod stream;
 mod sys;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod throttle;
 pub mod transport;
 

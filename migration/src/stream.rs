@@ -296,7 +296,8 @@ impl Framed {
     }
 }
 
-fn header(kind: Kind, body: &[u8], payload: usize) -> Result<[u8; HEADER_LEN]> {
+/// The header of a frame.
+pub(crate) fn header(kind: Kind, body: &[u8], payload: usize) -> Result<[u8; HEADER_LEN]> {
     let too_long = || {
         Error::new(ErrorKind::Io, format!("a {kind:?} frame of {} bytes is too long", body.len()))
     };

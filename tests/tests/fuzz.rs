@@ -12,8 +12,10 @@ use ferry_block::testing::{
     Rng, fuzz_names, fuzz_nbd_client, fuzz_nbd_server, fuzz_qcow2, fuzz_qcow2_at_rest, name_seeds,
     nbd_client_seeds, nbd_server_seeds, qcow2_seeds,
 };
+use ferry_migration::testing::{destination_seeds, fuzz_destination};
 use ferry_tests::artifact::workspace;
 use ferry_tests::time;
+use ferry_vhost_user::testing::{front_end_seeds, fuzz_front_end};
 
 /// One input may take this long, built without optimisation and with the host busy.
 const LONGEST: Duration = Duration::from_secs(20);
@@ -121,4 +123,14 @@ fn servers_of_nbd_do_no_harm() {
 #[test]
 fn clients_of_qmp_do_no_harm() {
     hunt("qmp", fuzz_qmp, &qmp_seeds());
+}
+
+#[test]
+fn guests_that_arrive_do_no_harm() {
+    hunt("migration", fuzz_destination, &destination_seeds());
+}
+
+#[test]
+fn front_ends_of_vhost_user_do_no_harm() {
+    hunt("vhost_user", fuzz_front_end, &front_end_seeds());
 }

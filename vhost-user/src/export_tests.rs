@@ -4,7 +4,8 @@ use std::sync::mpsc;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::testing::{FrontEnd, STATUS, against_export, ring};
+use crate::front_end::{FrontEnd, against_export};
+use crate::testing::{STATUS, ring};
 
 #[test]
 fn one_front_end_at_a_time() {

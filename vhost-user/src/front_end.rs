@@ -16,21 +16,12 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use crate::testing::{
+    AVAIL, DATA, DESC, DISK, HEADER, MEMORY, STATUS, USED, USER, addresses, ring, words,
+};
 use crate::wire::{self, HEADER_LEN, feature, protocol};
 use crate::{Export, ExportOptions};
 
-/// Bytes of the disk and of the guest's memory.
-pub(crate) const DISK: u64 = 1 << 20;
-pub(crate) const MEMORY: u64 = 1 << 20;
-/// Where the front end has its guest's memory.
-pub(crate) const USER: u64 = 0x7000_0000_0000;
-/// Where the guest has its ring and what it sends.
-pub(crate) const DESC: u64 = 0x1000;
-pub(crate) const AVAIL: u64 = 0x2000;
-pub(crate) const USED: u64 = 0x3000;
-pub(crate) const HEADER: u64 = 0x4000;
-pub(crate) const STATUS: u64 = 0x5000;
-pub(crate) const DATA: u64 = 0x8000;
 /// The guest wants to hear of every request, so it does without the event index.
 pub(crate) const UNUSED: u64 = ferry_devices::virtio::features::RING_EVENT_IDX;
 /// Nothing here takes longer, unless it hangs.
@@ -257,21 +248,6 @@ impl FrontEnd {
         let state = self.ask(11, &ring(0, 0));
         u32::from_ne_bytes(state[4..8].try_into().unwrap())
     }
-}
-
-/// Numbers as a payload.
-pub(crate) fn words(numbers: &[u64]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_ne_bytes()).collect()
-}
-
-/// A ring and a number.
-pub(crate) fn ring(index: u32, value: u32) -> Vec<u8> {
-    [index, value].map(u32::to_ne_bytes).concat()
-}
-
-/// Where a ring is.
-pub(crate) fn addresses(index: u32, desc: u64, used: u64, avail: u64) -> Vec<u8> {
-    [ring(index, 0), words(&[desc, used, avail, 0])].concat()
 }
 
 fn word(payload: &[u8]) -> u64 {

@@ -22,13 +22,15 @@
 mod event;
 mod export;
 mod fault;
+#[cfg(test)]
+mod front_end;
 mod log;
 mod memory;
 mod ring;
 mod session;
 mod socket;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod wire;
 
 pub use export::{Export, ExportOptions};

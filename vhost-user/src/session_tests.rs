@@ -6,10 +6,8 @@ use std::path::Path;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::testing::{
-    AVAIL, DATA, DESC, DISK, FrontEnd, MEMORY, NEEDED, STATUS, UNUSED, USED, USER, addresses,
-    against_export, ring, words,
-};
+use crate::front_end::{FrontEnd, NEEDED, UNUSED, against_export};
+use crate::testing::{AVAIL, DATA, DESC, DISK, MEMORY, STATUS, USED, USER, addresses, ring, words};
 use crate::wire::feature;
 
 fn run(front: impl FnOnce(&Path) + Send + 'static) {
