@@ -97,9 +97,10 @@ async fn open_base(
 ) -> Result<Image> {
     let mut chain = std::iter::successors(Some(image.node.clone()), BlockNode::backing);
     let above = chain.find(|node| node.backing().is_some_and(|below| below.is_same(base)));
-    let named = above
-        .filter(|_| !arguments.image.is_options(&arguments.filename))
-        .and_then(|node| node.skip_filters().driver::<Qcow2Driver>()?.full_backing_file());
+    let named = above.and_then(|node| {
+        let node = node.skip_filters();
+        node.driver::<Qcow2Driver>().filter(|image| image.names_backing())?.full_backing_file()
+    });
     let base = base.skip_filters();
     let name = named.or_else(|| base.filename());
     let name = name.ok_or_else(|| Failure::new("the image below has no file"))?;

@@ -21,11 +21,6 @@ pub(crate) struct Naming {
 }
 
 impl Naming {
-    /// Whether the image is named by options, which may say what lies below it.
-    pub(crate) fn is_options(&self, name: &str) -> bool {
-        self.image_opts || name.starts_with("json:")
-    }
-
     /// The format that the user gave.
     pub(crate) fn format(&self) -> Option<&str> {
         self.format.as_deref()

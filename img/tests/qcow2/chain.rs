@@ -135,12 +135,12 @@ fn what_is_below_is_opened_as_its_name_says() {
     rig.qemu_img(&format!("create -q -f qcow2 -b {name} -F qcow2 top.qcow2"));
     rig.qemu_io("top.qcow2", &["write -P 9 0 64k"]);
     let before = fs::read(rig.path("top.qcow2")).unwrap();
-    rig.both("commit top.qcow2");
-    assert_eq!(
-        fs::read(rig.path("top.qcow2")).unwrap(),
-        before,
-        "what was not committed was given up"
-    );
+    let options = "driver=qcow2,file.driver=file,file.filename=top.qcow2";
+    for named in ["top.qcow2", &format!("--image-opts {options}")] {
+        rig.both(&format!("commit {named}"));
+        let after = fs::read(rig.path("top.qcow2")).unwrap();
+        assert_eq!(after, before, "what was not committed was given up");
+    }
     rig.qemu_img("check base.qcow2");
 }
 

@@ -54,9 +54,15 @@ impl Qcow2Driver {
         beside(image.as_deref(), &name).ok()
     }
 
+    /// Whether what is below the image is what that name means, and nothing that somebody put there instead.
+    pub fn names_backing(&self) -> bool {
+        self.image.names_backing.get()
+    }
+
     /// Puts another node below the image, or none. The caller has drained the node and knows that
     /// the disk reads the same.
     pub fn set_backing(&self, backing: Option<Edge>) {
+        self.image.names_backing.set(false);
         self.image.backing.replace(backing);
     }
 

@@ -66,6 +66,8 @@ pub(super) struct Image {
     /// Guest data outside the image file.
     pub(super) data: Option<Edge>,
     pub(super) backing: RefCell<Option<Edge>>,
+    /// Whether that is what the header names.
+    pub(super) names_backing: Cell<bool>,
     /// What is shown instead of the disk.
     pub(super) snapshot: Option<SnapshotRef>,
     pub(super) behaviour: Behaviour,
@@ -120,6 +122,7 @@ impl Image {
             file: below.file,
             data: below.data,
             backing: RefCell::new(below.backing),
+            names_backing: Cell::new(false),
             snapshot,
             behaviour,
             read_only: Cell::new(true),

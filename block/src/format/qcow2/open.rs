@@ -53,6 +53,7 @@ impl Qcow2Options {
         let image =
             Image::new(graph.executor(), witness, below, snapshot.cloned(), header, behaviour);
         image.read_only.set(read_only);
+        image.names_backing.set(self.backing == BackingRef::FromImage);
         image.reload().await?;
         opening.add(Qcow2Driver::new(image)).await
     }
