@@ -68,7 +68,7 @@ pub fn destination_seeds() -> Vec<Vec<u8>> {
     let arrives = |running: bool| {
         let mut stream = begin();
         stream.extend(pages(&[(0, 1), (31, 1), (64, 2)], 1));
-        stream.extend(frame(Kind::ZeroPages, &runs(&[(1, 4), (70, 1)]), &[]));
+        stream.extend(frame(Kind::ZeroPages, &runs(&[(1, 4), (90, 6)]), &[]));
         stream.extend(frame(Kind::RoundEnd, &1_u64.to_le_bytes(), &[]));
         stream.extend(pages(&[(31, 1)], 2));
         stream.extend(frame(Kind::RoundEnd, &2_u64.to_le_bytes(), &[]));
@@ -197,23 +197,29 @@ fn mend_sections(mut body: &mut [u8]) {
     }
 }
 
-/// Memory of two regions with a page before, between and after them, where nobody writes.
+/// Memory of two regions with a page before, between and after them, where nobody writes, not even zeroes.
 struct Ram(Box<[Page]>);
 
 #[repr(C, align(4096))]
 struct Page([AtomicU64; PAGE_WORDS]);
 
-/// The first pages of the regions.
+/// The first pages of the regions, and those outside.
 const FIRST: [usize; 2] = [1, REGION + 2];
+const OUTSIDE: [usize; 3] = [0, REGION + 1, 2 * REGION + 2];
 
 impl Ram {
     fn new() -> Ram {
-        Ram((0..2 * REGION + 3).map(|_| Page([const { AtomicU64::new(0) }; PAGE_WORDS])).collect())
+        let page = |number: usize| {
+            let word = if OUTSIDE.contains(&number) { u64::MAX } else { 0 };
+            Page(std::array::from_fn(|_| AtomicU64::new(word)))
+        };
+        Ram((0..2 * REGION + 3).map(page).collect())
     }
 
     fn check(&self) {
-        for page in [0, REGION + 1, 2 * REGION + 2] {
-            let untouched = self.0[page].0.iter().all(|word| word.load(Ordering::Relaxed) == 0);
+        for page in OUTSIDE {
+            let untouched =
+                self.0[page].0.iter().all(|word| word.load(Ordering::Relaxed) == u64::MAX);
             assert!(untouched, "page {page} is no guest memory");
         }
     }
