@@ -65,27 +65,32 @@ pub fn destination_seeds() -> Vec<Vec<u8>> {
         let facts = facts().encode().expect("few facts");
         [Prelude::OURS.encode().to_vec(), frame(Kind::Facts, &facts, &[])].concat()
     };
-    let arrives = |running: bool| {
-        let mut stream = begin();
-        stream.extend(pages(&[(0, 1), (31, 1), (64, 2)], 1));
-        stream.extend(frame(Kind::ZeroPages, &runs(&[(1, 4), (90, 6)]), &[]));
-        stream.extend(frame(Kind::RoundEnd, &1_u64.to_le_bytes(), &[]));
-        stream.extend(pages(&[(31, 1)], 2));
-        stream.extend(frame(Kind::RoundEnd, &2_u64.to_le_bytes(), &[]));
-        stream.extend(pages(&[(95, 1)], 3));
-        stream.extend(frame(Kind::State, &state(), &[]));
-        let end = StateEnd { sections: 2, guest_running: running };
-        stream.extend(frame(
-            Kind::StateEnd,
-            &messages::encode(&end).expect("a small message"),
-            &[],
-        ));
-        let phases = messages::encode(&Phases::default()).expect("a small message");
-        stream.extend(frame(Kind::Commit, &phases, &[]));
-        stream
-    };
-    let given_up = [begin(), frame(Kind::Cancel, b"the user thought better of it", &[])].concat();
-    vec![arrives(true), arrives(false), given_up]
+    let round = |number: u64| frame(Kind::RoundEnd, &number.to_le_bytes(), &[]);
+    let copied = [
+        pages(&[(0, 1), (31, 1), (64, 2)], 1),
+        frame(Kind::ZeroPages, &runs(&[(1, 4), (70, 1)]), &[]),
+        round(1),
+        pages(&[(31, 1)], 2),
+        round(2),
+        pages(&[(95, 1)], 3),
+    ];
+    // Short, so that most changes are to its numbers.
+    let empty = [frame(Kind::ZeroPages, &runs(&[(1, 4), (90, 6)]), &[]), round(1)];
+    let given_up = frame(Kind::Cancel, b"the user thought better of it", &[]);
+    vec![
+        [begin(), copied.concat(), end(true)].concat(),
+        [begin(), empty.concat(), end(false)].concat(),
+        [begin(), given_up].concat(),
+    ]
+}
+
+/// The state of a guest, and that it is the destination's.
+fn end(running: bool) -> Vec<u8> {
+    let end = StateEnd { sections: 2, guest_running: running };
+    let end = messages::encode(&end).expect("a small message");
+    let phases = messages::encode(&Phases::default()).expect("a small message");
+    let frames = [(Kind::State, state()), (Kind::StateEnd, end), (Kind::Commit, phases)];
+    frames.iter().flat_map(|(kind, body)| frame(*kind, body, &[])).collect()
 }
 
 /// Steps of a machine whose guest arrived: its state was restored, its disks were taken, it was started.
