@@ -52,7 +52,8 @@ pub(crate) fn lints() -> Result<Option<Command>> {
         cargo.args(["--manifest-path", "tests/fuzz/Cargo.toml"]);
         cargo
     };
-    if !cargo("fetch").status().is_ok_and(|status| status.success()) {
+    let fetched = cargo("fetch").args(["--target", "host-tuple"]).status();
+    if !fetched.is_ok_and(|status| status.success()) {
         return Ok(None);
     }
     let mut clippy = cargo("clippy");
