@@ -6,7 +6,7 @@ use std::ops::Range;
 use clap::Args;
 use ferry_block::format::qcow2::Qcow2Driver;
 use ferry_block::protocol::nbd::{NbdDriver, Status};
-use ferry_block::{BlockNode, ChildRole, ExtentKind};
+use ferry_block::{BlockNode, ChildRole, Extent, ExtentKind};
 
 use crate::failure::{Failure, Result};
 use crate::naming::Reading;
@@ -94,9 +94,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         let image = session.open(&arguments.image.request(&arguments.filename, None)).await?;
         let end = start.saturating_add(most).min(image.len());
         let mut lines = Lines::new(arguments.output)?;
-        let (mut at, mut tables) = (start, Tables::default());
+        let (mut at, mut known) = (start, Known::default());
         while at < end {
-            let entry = entry(&image.node, &mut tables, at, end).await?;
+            let entry = entry(&image.node, &mut known, at, end).await?;
             at += entry.len;
             lines.add(entry)?;
         }
@@ -149,19 +149,38 @@ impl Lines {
     }
 }
 
-/// The tables of the qcow2 images that were met, by node name.
+/// What was found out of the images that were met, by node name.
 #[derive(Default)]
-struct Tables(BTreeMap<String, Places>);
+struct Known {
+    /// The tables of qcow2 images.
+    places: BTreeMap<String, Places>,
+    /// The extent that was asked for last. Clusters are looked up one by one, and to look at all that
+    /// follow for each of them would take for ever.
+    extents: BTreeMap<String, (Range<u64>, ExtentKind)>,
+}
 
-impl Tables {
+impl Known {
+    /// What `node` has at the start of `range`, and how far at least that goes.
+    async fn extent(&mut self, node: &BlockNode, range: Range<u64>) -> Result<Extent> {
+        let (at, asked) = (range.start, range.end - range.start);
+        if let Some((known, kind)) = self.extents.get(node.name())
+            && known.contains(&at)
+        {
+            return Ok(Extent { kind: *kind, len: asked.min(known.end - at) });
+        }
+        let extent = node.map(range).await?;
+        self.extents.insert(node.name().to_owned(), (at..at + extent.len, extent.kind));
+        Ok(extent)
+    }
+
     /// Where the file of `node` has the byte `at`, and up to where that is known.
     async fn find(&mut self, node: &BlockNode, at: u64) -> Result<(Option<u64>, u64)> {
         let Some(driver) = node.driver::<Qcow2Driver>() else { return Ok((Some(at), u64::MAX)) };
-        if !self.0.contains_key(node.name()) {
+        if !self.places.contains_key(node.name()) {
             let places = Places::load(driver.file()).await?;
-            self.0.insert(node.name().to_owned(), places);
+            self.places.insert(node.name().to_owned(), places);
         }
-        match self.0.get_mut(node.name()) {
+        match self.places.get_mut(node.name()) {
             Some(places) => places.find(at).await,
             None => Ok((None, u64::MAX)),
         }
@@ -172,7 +191,7 @@ impl Tables {
     async fn hole(&self, node: &BlockNode, host: u64, len: u64) -> Result<Option<(bool, u64)>> {
         let Some(driver) = node.driver::<Qcow2Driver>() else { return Ok(None) };
         let file = driver.file();
-        if !self.0.get(node.name()).is_some_and(Places::is_hollow) || host >= file.len() {
+        if !self.places.get(node.name()).is_some_and(Places::is_hollow) || host >= file.len() {
             return Ok(None);
         }
         let found = file.map(host..file.len().min(host + len)).await?;
@@ -181,14 +200,14 @@ impl Tables {
 }
 
 /// What the bytes from `at` are, in the first image of the chain that says so.
-async fn entry(top: &BlockNode, tables: &mut Tables, at: u64, end: u64) -> Result<Entry> {
+async fn entry(top: &BlockNode, known: &mut Known, at: u64, end: u64) -> Result<Entry> {
     let mut node = top.skip_filters();
     if let Some(status) = chosen_status(&node, at..end).await? {
         return Ok(of_status(&node, at, status));
     }
     let (mut end, mut depth) = (end, 0);
     loop {
-        let extent = node.map(at..end).await?;
+        let extent = known.extent(&node, at..end).await?;
         end = at + extent.len;
         let below = node.backing().map(|below| below.skip_filters());
         // Past the end of a shorter image below there is nothing but zeroes.
@@ -199,13 +218,13 @@ async fn entry(top: &BlockNode, tables: &mut Tables, at: u64, end: u64) -> Resul
             depth += 1;
             continue;
         }
-        let (offset, known) = match extent.kind {
+        let (offset, placed) = match extent.kind {
             ExtentKind::Absent => (None, end),
-            _ => tables.find(&node, at).await?,
+            _ => known.find(&node, at).await?,
         };
-        let (mut len, mut zero) = (end.min(known) - at, extent.kind != ExtentKind::Data);
+        let (mut len, mut zero) = (end.min(placed) - at, extent.kind != ExtentKind::Data);
         if let (false, Some(host)) = (zero, offset)
-            && let Some((hole, until)) = tables.hole(&node, host, len).await?
+            && let Some((hole, until)) = known.hole(&node, host, len).await?
         {
             (zero, len) = (hole, until);
         }

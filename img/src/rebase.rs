@@ -102,15 +102,18 @@ async fn keep_content(image: &Image, new: Option<&Image>, progress: &Progress) -
     let mut at = 0;
     while at < len {
         let extent = image.node.map(at..len).await?;
-        let mut end = at + extent.len;
-        if extent.kind == ExtentKind::Absent {
-            end = end.min(at + PIECE);
-            let old = content(image.node.backing().as_ref(), at, end).await?;
-            let other = content(new.map(|image| &image.node), at, end).await?;
-            keep_differences(image, at, &old, &other).await?;
+        let whole = at + extent.len;
+        while at < whole {
+            let mut end = whole;
+            if extent.kind == ExtentKind::Absent {
+                end = end.min(at + PIECE);
+                let old = content(image.node.backing().as_ref(), at, end).await?;
+                let other = content(new.map(|image| &image.node), at, end).await?;
+                keep_differences(image, at, &old, &other).await?;
+            }
+            progress.add(end - at);
+            at = end;
         }
-        progress.add(end - at);
-        at = end;
     }
     Ok(())
 }

@@ -65,7 +65,7 @@ async fn is_hollow(file: &Edge, header: &Header) -> Result<bool> {
     let clusters = occupied / header.geometry.cluster_size();
     // The threshold is QEMU's.
     let enough = (clusters.saturating_mul(10) / 9).max(clusters + 2);
-    Ok(referenced_clusters(file, header, enough).await? > enough)
+    Ok(referenced_clusters(file, header, enough).await? >= enough)
 }
 
 async fn read(file: &Edge, at: u64, len: u64) -> Result<Vec<u8>> {
