@@ -1,10 +1,8 @@
 //! `commit`: what an image holds goes into one below it.
 
 use clap::Args;
+use ferry_block::BlockNode;
 use ferry_block::format::qcow2::Qcow2Driver;
-use ferry_block::format::qcow2::create::{CreateOptions, create};
-use ferry_block::format::qcow2::header::{Compatible, Header};
-use ferry_block::{BlockNode, Edge};
 
 use crate::convert::{Copy, Source};
 use crate::failure::{Failure, Result};
@@ -46,9 +44,9 @@ pub struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     Session::run(&arguments.image.objects, async |session| {
-        // The file is locked here; the chain, the lowest of which will be written, is not.
+        // The image is locked here; the chain, the lowest of which will be written, is not.
         let request = arguments.image.request(&arguments.filename, Access::Resize);
-        let (_, file) = session.open_container(&request).await?;
+        let top = session.open(&Request { alone: true, ..request }).await?;
         let image = session.open(&Request { access: Access::Share, ..request }).await?;
         let (base, by_default) = base(&image, arguments.base.as_deref())?;
         let target = open_base(session, arguments, &image, &base).await?;
@@ -60,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         target.root.flush().await?;
         progress.finish();
         if by_default && !arguments.keep {
-            empty(file.root.edge()).await?;
+            empty(&top).await?;
         }
         if !arguments.quiet {
             print("Image committed.")?;
@@ -127,25 +125,10 @@ fn copy(arguments: &Arguments, image: &Image, base: BlockNode, target: &Image) -
     })
 }
 
-/// Makes an image hold nothing, as if it had just been made. One with snapshots or bitmaps keeps
-/// what it has: it reads the same.
-async fn empty(file: &Edge) -> Result<()> {
-    let header = Header::load(file).await?;
-    let has_more = header.snapshots.entries != 0 || header.bitmaps().is_some();
-    if has_more || header.geometry.has_external_data() {
-        return Ok(());
+/// Takes everything out of an image that is below it now.
+async fn empty(top: &Image) -> Result<()> {
+    if let Some(driver) = top.node.driver::<Qcow2Driver>() {
+        driver.make_empty().await?;
     }
-    let options = CreateOptions {
-        version: header.geometry.version(),
-        cluster_size: header.geometry.cluster_size(),
-        refcount_bits: header.geometry.refcount_bits(),
-        backing_file: header.backing_file.clone(),
-        backing_format: header.extensions.backing_format.clone(),
-        lazy_refcounts: header.compatible.contains(Compatible::LAZY_REFCOUNTS),
-        extended_l2: header.geometry.has_extended_l2(),
-        compression: header.compression,
-        ..CreateOptions::new(header.size)
-    };
-    create(file, None, &options).await?;
     Ok(())
 }

@@ -163,17 +163,16 @@ impl Session {
                     None => self.probe(request, &protocol).await?,
                 };
                 guessed = request.format.is_none();
-                let mut image = json!({"driver": format, "file": protocol});
-                if request.alone && format == "qcow2" {
-                    image["backing"] = Value::Null;
-                }
-                image
+                json!({"driver": format, "file": protocol})
             }
             None => match location {
                 Location::Image(options) => options,
                 Location::File(_) | Location::Protocol(_) => Value::Null,
             },
         };
+        if request.alone && options["driver"] == "qcow2" {
+            options["backing"] = Value::Null;
+        }
         if let Some(snapshot) = request.snapshot {
             if options["driver"] != "qcow2" {
                 let text = format!("images of format {} have no snapshots", options["driver"]);

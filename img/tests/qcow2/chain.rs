@@ -16,7 +16,40 @@ fn lengths_change_as_qemu_img_changes_them() {
     rig.qemu_img("check base.qcow2");
     rig.ours("resize --shrink base.qcow2 2M");
     rig.qemu_img("check base.qcow2");
+    rig.both("resize base.qcow2 3000000");
     rig.same_json("info --output json base.qcow2");
+}
+
+/// QEMU gives back what described the end of the disk, too.
+#[test]
+fn a_shorter_disk_needs_a_shorter_file() {
+    let Some(rig) = Rig::empty() else { return };
+    for cluster in ["512", "4k", "64k"] {
+        for name in ["a.qcow2", "b.qcow2"] {
+            rig.qemu_img(&format!("create -q -f qcow2 -o cluster_size={cluster} {name} 16M"));
+            rig.qemu_io(name, &["write -P 5 0 16M"]);
+        }
+        rig.ours("resize --shrink a.qcow2 1M");
+        rig.qemu_img("resize -q --shrink b.qcow2 1M");
+        rig.qemu_img("check a.qcow2");
+        rig.same_content("a.qcow2", "b.qcow2");
+        let [ours, theirs] =
+            ["a.qcow2", "b.qcow2"].map(|name| rig.path(name).metadata().unwrap().len());
+        assert!(ours <= theirs, "{cluster}: {ours} {theirs}");
+    }
+}
+
+/// What is read of its data file by itself is what the image shows.
+#[test]
+fn an_image_with_a_raw_data_file_has_all_its_clusters() {
+    let Some(rig) = Rig::empty() else { return };
+    rig.ours("create -q -f qcow2 -o data_file=data.raw,data_file_raw=on a.qcow2 1M");
+    rig.ours("resize -q a.qcow2 3M");
+    rig.same_json("map --output json a.qcow2");
+    let map = rig.qemu_img("map --output json a.qcow2").stdout;
+    assert!(!String::from_utf8_lossy(&map).contains("\"present\": false"));
+    rig.qemu_img("check a.qcow2");
+    assert_eq!(fs::metadata(rig.path("data.raw")).unwrap().len(), 3 << 20);
 }
 
 #[test]
@@ -123,6 +156,29 @@ fn what_is_committed_is_below_and_gone_above() {
     rig.qemu_img("check base.qcow2");
     rig.same_content("before.raw", "base.qcow2");
     rig.both("commit base.qcow2");
+}
+
+#[test]
+fn an_image_with_more_than_its_disk_is_emptied_by_a_commit() {
+    let Some(rig) = Rig::empty() else { return };
+    for options in ["data_file=data.raw", "compat=0.10", "refcount_bits=1"] {
+        rig.qemu_img("create -q -f qcow2 base.qcow2 4M");
+        rig.qemu_img(&format!("create -q -f qcow2 -b base.qcow2 -F qcow2 -o {options} top.qcow2"));
+        rig.qemu_io("top.qcow2", &["write -P 9 1M 1M"]);
+        if options == "refcount_bits=1" {
+            rig.qemu_img("bitmap --add top.qcow2 bitmap0");
+        }
+        rig.ours("commit -q top.qcow2");
+        let map = rig.qemu_img("map top.qcow2").stdout;
+        let map = String::from_utf8_lossy(&map);
+        assert!(map.contains("base.qcow2") && !map.contains("top.qcow2"), "{options}: {map}");
+        rig.qemu_img("check top.qcow2");
+        rig.same_json("info --output json base.qcow2");
+        rig.qemu_io("top.qcow2", &["read -P 9 1M 1M", "write -P 7 0 64k"]);
+        let info = rig.qemu_img("info top.qcow2").stdout;
+        let info = String::from_utf8_lossy(&info);
+        assert_eq!(info.contains("bitmap0"), options == "refcount_bits=1", "{info}");
+    }
 }
 
 /// An image is written as its name says: this one has faults.

@@ -47,7 +47,7 @@ impl<'a> AtRest<'a> {
     /// # Errors
     /// Its refcounts cannot be relied on, or its tables make no sense.
     pub(super) async fn open(file: &'a Edge) -> Result<AtRest<'a>> {
-        let mut header = Header::load(file).await?;
+        let header = Header::load(file).await?;
         header.check_against(file.len())?;
         for (bit, word) in [(Incompatible::DIRTY, "dirty"), (Incompatible::CORRUPT, "corrupt")] {
             if header.incompatible.contains(bit) {
@@ -55,6 +55,11 @@ impl<'a> AtRest<'a> {
                 return Err(Error::new(ErrorKind::Corrupt, context));
             }
         }
+        AtRest::load(file, header).await
+    }
+
+    /// The image in `file` with this header, whatever its flags say, to repair it.
+    pub(super) async fn load(file: &'a Edge, mut header: Header) -> Result<AtRest<'a>> {
         // Whoever writes must take back what others promise that he knows nothing of.
         header.autoclear = Autoclear(header.autoclear.0 & Autoclear::KNOWN.0);
         let entries = usize::try_from(header.refcount_table_bytes() / 8).unwrap_or(0);
@@ -94,8 +99,11 @@ impl<'a> AtRest<'a> {
     /// `Corrupt` for what lies outside the file or has no references left, `NoSpace` if the
     /// refcount is too narrow.
     pub(super) async fn change(&mut self, offset: u64, bytes: u64, up: bool) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         let geometry = self.geometry();
-        let last = offset.checked_add(bytes.saturating_sub(1)).map(|at| geometry.cluster_index(at));
+        let last = offset.checked_add(bytes - 1).map(|at| geometry.cluster_index(at));
         let Some(last) = last.filter(|&last| last < self.end) else {
             let context = format!("{bytes} bytes at {offset:#x} are not in the image file");
             return Err(Error::new(ErrorKind::Corrupt, context));
@@ -120,10 +128,14 @@ impl<'a> AtRest<'a> {
         Ok(())
     }
 
-    /// `bytes` of new space in one piece, in whole clusters; answers where.
+    /// `bytes` of new space in one piece, in whole clusters; answers where. What has no bytes is
+    /// nowhere.
     pub(super) async fn allocate(&mut self, bytes: u64) -> Result<u64> {
+        if bytes == 0 {
+            return Ok(0);
+        }
         let geometry = self.geometry();
-        let clusters = geometry.clusters_for(bytes).max(1);
+        let clusters = geometry.clusters_for(bytes);
         let first = match self.find_free(clusters).await? {
             Some(first) => first,
             None => self.append(clusters).await?,
@@ -155,6 +167,54 @@ impl<'a> AtRest<'a> {
         self.change(offset, bytes, false).await?;
         // The old table's own refcounts: there is no table to move any more.
         Box::pin(self.write_refcounts()).await
+    }
+
+    /// Gives up the refcount blocks that say of nothing but themselves that it is in use; whether
+    /// there were any. That may empty the blocks that describe them.
+    pub(super) async fn drop_empty_blocks(&mut self) -> Result<bool> {
+        // A block that waits to be written must not be forgotten.
+        self.write_refcounts().await?;
+        let geometry = self.geometry();
+        let mut dropped = Vec::new();
+        for place in 0..self.table.len() {
+            let (index, at) = (place as u64, self.table[place]);
+            let own = geometry.cluster_index(at);
+            let describes_itself = geometry.refcount_table_index(own) == index;
+            let Some(block) = self.block(index).await? else { continue };
+            let mut others = block.bytes.clone();
+            if describes_itself {
+                put_refcount(&mut others, geometry.refcount_block_index(own), 0, geometry);
+            }
+            if others.iter().all(|byte| *byte == 0) {
+                dropped.push((at, describes_itself));
+                self.table[place] = 0;
+                self.table_changed = true;
+            }
+            // An image may have more blocks than are worth keeping.
+            self.blocks.remove(&index);
+        }
+        // Nothing points to them any more when their own refcounts are lowered.
+        self.write_refcounts().await?;
+        for (at, _) in dropped.iter().filter(|(_, describes_itself)| !describes_itself) {
+            self.change(*at, geometry.cluster_size(), false).await?;
+        }
+        self.write_refcounts().await?;
+        Ok(!dropped.is_empty())
+    }
+
+    /// Cuts the file off behind its last cluster in use. One that cannot be shortened stays as it is.
+    pub(super) async fn trim_file(&mut self) -> Result<()> {
+        while self.end > 1 && self.refcount(self.end - 1).await? == 0 {
+            self.end -= 1;
+        }
+        let len = self.end << self.geometry().cluster_bits();
+        if len >= self.file.len() {
+            return Ok(());
+        }
+        match self.file.resize(len).await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+            other => other,
+        }
     }
 
     /// Makes the header durable, and everything written before it.

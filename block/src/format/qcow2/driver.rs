@@ -9,6 +9,7 @@ use super::header::Header;
 use super::image::{Condition, Image};
 use super::open::beside;
 use super::snapshot::{Snapshot, load_snapshots};
+use super::tighten::tighten;
 use crate::bitmap::DirtyBitmap;
 use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
@@ -92,6 +93,16 @@ impl Qcow2Driver {
     /// As for a write.
     pub async fn preallocate(&self, range: Range<u64>, space: bool) -> Result<()> {
         self.image.preallocate(range, space).await
+    }
+
+    /// Makes the image hold nothing of the disk, so that the image below shows everywhere. Snapshots
+    /// and bitmaps stay.
+    ///
+    /// # Errors
+    /// As for a discard.
+    pub async fn make_empty(&self) -> Result<()> {
+        self.image.make_empty().await?;
+        self.offline(|file| async move { tighten(&file, 0).await }).await
     }
 
     /// Whether something in the image was found to be wrong, so that it is not written any more.
@@ -248,7 +259,16 @@ impl BlockDriver for Qcow2Driver {
     }
 
     async fn resize(&self, len: u64) -> Result<()> {
-        self.image.resize(len).await
+        let old = self.len();
+        self.image.resize(len).await?;
+        if len < old {
+            let keep = self.image.geometry().l1_entries_for(len);
+            self.offline(|file| async move { tighten(&file, keep).await }).await?;
+        } else if self.image.header.borrow().is_data_file_raw() {
+            // Who reads the data file by itself must see what the image shows: all has its place there.
+            self.image.preallocate(old..len, false).await?;
+        }
+        Ok(())
     }
 
     async fn activate(&self, only_if: Option<u64>) -> Result<()> {

@@ -65,6 +65,7 @@ mod resize;
 pub mod snapshot;
 #[cfg(test)]
 mod test_rig;
+mod tighten;
 mod usage;
 mod write;
 mod zero;

@@ -12,6 +12,9 @@ use crate::buf::IoBuf;
 use crate::driver::WriteFlags;
 use crate::error::{Error, ErrorKind, Result};
 
+/// Disks are whole sectors, bytes.
+const SECTOR: u64 = 512;
+
 impl Image {
     /// Makes the disk `len` bytes long. What it grows by reads as zeroes.
     pub(super) async fn resize(&self, len: u64) -> Result<()> {
@@ -25,6 +28,19 @@ impl Image {
             } else if len > old {
                 image.grow(old, len).await?;
             }
+            image.flush().await?;
+            drop(closed);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes every cluster of the disk away.
+    pub(super) async fn make_empty(&self) -> Result<()> {
+        self.begin_change().await?;
+        self.run(|image| async move {
+            let closed = image.gate.close().await;
+            image.remove_after(0).await?;
             image.flush().await?;
             drop(closed);
             Ok(())
@@ -82,6 +98,10 @@ impl Image {
         let geometry = self.geometry();
         if i64::try_from(len).is_err() || geometry.l1_entries_for(len) * 8 > MAX_L1_BYTES {
             return refuse(ErrorKind::InvalidArgument, "The new size is too large for the image");
+        }
+        // Images made by others may be of any length.
+        if !len.is_multiple_of(SECTOR) && len != self.size.get() {
+            return refuse(ErrorKind::InvalidArgument, "The new size must be a multiple of 512");
         }
         let header = self.header.borrow();
         if header.snapshots.entries != 0 && header.geometry.version() == Version::V2 {

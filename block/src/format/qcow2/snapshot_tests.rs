@@ -123,3 +123,22 @@ fn what_is_not_there_or_cannot_be_is_refused() {
     let error = rig.on("a", async |file| delete_snapshot(file, "one").await).unwrap_err();
     assert!(error.to_string().contains("ends after"), "{error}");
 }
+
+#[test]
+fn a_disk_without_bytes_has_snapshots_too() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    rig.qemu_img(&["create", "-q", "-f", "qcow2", "a", "0"]);
+    rig.on("a", async |file| create_snapshot(file, "empty", Moment::default()).await).unwrap();
+    rig.assert_clean("a");
+    rig.qemu_img(&["resize", "-q", "a", "1M"]);
+    rig.qemu_io("a", &["write -P 3 0 1M"]);
+    rig.on("a", async |file| apply_snapshot(file, "empty").await).unwrap();
+    rig.assert_clean("a");
+    rig.on("a", async |file| apply_snapshot(file, "1").await).unwrap();
+    rig.assert_clean("a");
+    rig.on("a", async |file| delete_snapshot(file, "empty").await).unwrap();
+    rig.assert_clean("a");
+    rig.qemu_img(&["resize", "-q", "a", "1M"]);
+    rig.qemu_io("a", &["write -P 4 0 1M", "read -P 4 0 1M"]);
+    rig.assert_clean("a");
+}

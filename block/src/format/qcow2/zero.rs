@@ -117,7 +117,12 @@ impl Image {
         let guard = self.locks.lock(first..first + geometry.cluster_size(), true).await;
         let unit = geometry.subcluster_size();
         let start = range.start.next_multiple_of(unit).min(range.end);
-        let end = (range.end - range.end % unit).max(start);
+        // The last subcluster is whole where the disk ends.
+        let end = match range.end == self.size.get() {
+            true => range.end.next_multiple_of(unit),
+            false => range.end - range.end % unit,
+        };
+        let end = end.max(start);
         let mut middle = start..end;
         if !self.zero_subclusters(first, middle.clone()).await? {
             middle = range.end..range.end;

@@ -14,4 +14,4 @@ pub use ops::{Moment, apply_snapshot, create_snapshot, delete_snapshot};
 pub use select::SnapshotRef;
 pub(super) use select::load_header;
 pub use table::{Snapshot, SnapshotTable, load_snapshots};
-pub(super) use tree::load_l1;
+pub(super) use tree::{load_l1, share};

@@ -45,13 +45,15 @@ fn l2_tables(image: &AtRest<'_>, l1: &[u64]) -> Result<Vec<u64>> {
 }
 
 /// One reference more (`up`) or less to everything that hangs on an L1 table.
-pub(super) async fn share(image: &mut AtRest<'_>, l1: &[u64], up: bool) -> Result<()> {
+pub(in super::super) async fn share(image: &mut AtRest<'_>, l1: &[u64], up: bool) -> Result<()> {
     let geometry = image.geometry();
     for at in l2_tables(image, l1)? {
         let table = read_at(image.file, at, geometry.cluster_len()).await?;
         for index in 0..usize::try_from(geometry.l2_entries()).unwrap_or(0) {
             match L2Entry::get(&table, index, geometry).decode(geometry)? {
                 Cluster::Standard { host: None, .. } => {}
+                // An external data file has no refcounts.
+                Cluster::Standard { .. } if geometry.has_external_data() => {}
                 Cluster::Standard { host: Some(host), .. } => {
                     image.change(host, geometry.cluster_size(), up).await?;
                 }
