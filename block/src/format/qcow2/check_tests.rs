@@ -193,3 +193,30 @@ fn clusters_kept_at_impossible_places_are_let_go() {
         std::fs::remove_file(rig.path("a")).unwrap();
     }
 }
+
+#[test]
+fn snapshots_that_do_not_say_how_long_the_disk_was_are_completed() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    let old = CreateOptions { version: Version::V2, ..CreateOptions::new(8 << 20) };
+    rig.create("a", &old);
+    rig.qemu_io("a", &["write -P 1 0 1M"]);
+    rig.qemu_img(&["snapshot", "-c", "one", "a"]);
+    let mut bytes = rig.bytes("a");
+    let at = usize::try_from(Header::parse(&bytes).unwrap().snapshots.offset).unwrap();
+    // Without its extra data, and now in an image of version 3.
+    let names = bytes[at + 64..at + 68].to_vec();
+    bytes[at + 36..at + 40].fill(0);
+    bytes[at + 40..at + 44].copy_from_slice(&names);
+    bytes[7] = 3;
+    bytes[96..104].copy_from_slice(&[0, 0, 0, 4, 0, 0, 0, 104]);
+    bytes[72..96].fill(0);
+    rig.set_bytes("a", &bytes);
+    let found = checked(&rig, "a", None);
+    assert_eq!(found.corruptions, 1, "{:?}", found.messages);
+    assert_eq!(rig.qemu_check("a").number("corruptions"), 1);
+    let left = checked(&rig, "a", Some(Repair::All));
+    assert!(left.is_clean() && left.corruptions_fixed == 1, "{:?}", left.messages);
+    rig.assert_clean("a");
+    rig.qemu_img(&["snapshot", "-a", "one", "a"]);
+    rig.qemu_io("a", &["read -P 1 0 1M"]);
+}

@@ -8,7 +8,8 @@
 //! 2. `compare` holds the refcounts against that, and repairs them in place;
 //! 3. `rebuild` makes the refcount structures anew when they are what is broken;
 //! 4. `flags` looks at the entries that say that they are the only ones;
-//! 5. `misplaced` empties entries of clusters without data that cannot be where they are said to be.
+//! 5. `misplaced` empties entries of clusters without data that cannot be where they are said to be;
+//! 6. `snapshots` adds what version 3 demands to be said of each.
 //!
 //! Memory: a byte for each cluster in use, 1 GiB at most, and one table at a time.
 
@@ -18,6 +19,7 @@ mod flags;
 mod misplaced;
 mod rebuild;
 mod report;
+mod snapshots;
 mod walk;
 
 use super::container::write_at;
@@ -108,6 +110,7 @@ async fn mend(file: &Edge, header: &Header, repair: Repair) -> Result<CheckRepor
     if repair == Repair::All && walk.report.check_errors == 0 {
         misplaced::empty_entries(&mut walk).await?;
     }
+    let incomplete = std::mem::take(&mut walk.incomplete_snapshots);
     let mut found = walk.report;
     let mut done = match repair {
         _ if found.check_errors != 0 => return Ok(found),
@@ -131,6 +134,9 @@ async fn mend(file: &Edge, header: &Header, repair: Repair) -> Result<CheckRepor
         }
     };
     file.flush().await?;
+    if repair == Repair::All && !incomplete.is_empty() {
+        snapshots::complete(file, &incomplete, &mut done).await?;
+    }
     done.messages.retain(|message| matches!(message, Message::Repair(_)));
     done.messages.splice(0..0, found.messages);
     Ok(done)

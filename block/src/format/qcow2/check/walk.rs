@@ -12,8 +12,8 @@ use super::super::geometry::Geometry;
 use super::super::header::{Header, MAX_L1_BYTES, Table};
 use super::super::snapshot::load_snapshots;
 use super::counts::Counts;
-use super::misplaced;
 use super::report::CheckReport;
+use super::{misplaced, snapshots};
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -30,6 +30,8 @@ pub(super) struct Walk<'a> {
     pub(super) report: CheckReport,
     /// L2 tables with entries that [`super::misplaced`] is for, and how often they are used.
     pub(super) misplaced: Vec<(u64, u64)>,
+    /// Snapshots that [`snapshots::complete`] is for, by their places in the table.
+    pub(super) incomplete_snapshots: Vec<usize>,
     l1_tables: BTreeMap<(u64, u32), Uses>,
     l2_tables: BTreeMap<u64, Uses>,
 }
@@ -57,6 +59,7 @@ impl<'a> Walk<'a> {
             counts: Counts::default(),
             report,
             misplaced: Vec::new(),
+            incomplete_snapshots: Vec::new(),
             l1_tables: BTreeMap::new(),
             l2_tables: BTreeMap::new(),
         }
@@ -139,7 +142,11 @@ impl<'a> Walk<'a> {
             }
             Err(error) => return Err(error),
         };
-        for snapshot in &table.snapshots {
+        for (index, snapshot) in table.snapshots.iter().enumerate() {
+            if snapshot.is_incomplete(self.geometry.version()) {
+                self.report.corrupt(snapshots::text(index));
+                self.incomplete_snapshots.push(index);
+            }
             let whose = format!("snapshot {} ({})", snapshot.id, snapshot.name);
             self.add_l1(&whose, snapshot.l1, false);
         }

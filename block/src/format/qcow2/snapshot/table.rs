@@ -38,6 +38,13 @@ pub struct Snapshot {
     pub more: Vec<u8>,
 }
 
+impl Snapshot {
+    /// Whether it does not say how long the disk was, which version 3 demands.
+    pub(in super::super) fn is_incomplete(&self, version: Version) -> bool {
+        version >= Version::V3 && self.disk_size.is_none()
+    }
+}
+
 /// The snapshots, and how many bytes their table has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotTable {
