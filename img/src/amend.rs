@@ -66,7 +66,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         let failed = |error| Failure::from(error).context("Error while amending options");
         amend(file, &options).await.map_err(failed)?;
         file.flush().await?;
-        if let Some(size) = size.filter(|size| *size != header.size) {
+        // As for QEMU, no bytes at all are no wish.
+        if let Some(size) = size.filter(|size| *size != 0 && *size != header.size) {
             session.forget(image);
             let request = Request { format: Some("qcow2"), ..request };
             session.open(&request).await?.root.resize(size).await?;

@@ -49,9 +49,10 @@ pub struct Arguments {
 }
 
 /// How much is allocated at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Preallocation {
     /// Nothing.
+    #[default]
     Off,
     /// The tables of the format.
     Metadata,
@@ -97,6 +98,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let name = arguments.filename.as_deref();
     let name = name.ok_or_else(|| Failure::new("Expecting image file name"))?;
     let size = arguments.size.as_deref().map(size::parse).transpose()?;
+    let mut pairs = arguments.options.iter().flat_map(|list| keyval::pairs(list));
+    if size.is_some() && pairs.any(|(key, _)| key == "size") {
+        return Err(Failure::new("The image size must be specified only once").context(name));
+    }
     Session::run(&arguments.objects, async |session| {
         let new = New {
             name,
@@ -126,20 +131,37 @@ async fn try_create(session: &Session, new: &New<'_>) -> Result<()> {
     }
 }
 
+/// Options of a new raw image.
+#[derive(Default)]
+pub(crate) struct RawOptions {
+    size: Option<u64>,
+    preallocation: Preallocation,
+    /// What the file system of the image's file is told.
+    hint: Option<u32>,
+}
+
+impl RawOptions {
+    /// Reads the lists after `-o`; the last word on a key counts.
+    pub(crate) fn parse(lists: &[String]) -> Result<RawOptions> {
+        let mut options = RawOptions::default();
+        for (key, value) in lists.iter().flat_map(|list| keyval::pairs(list)) {
+            match key.as_str() {
+                "size" => options.size = Some(size::parse(&value)?),
+                "preallocation" => options.preallocation = Preallocation::parse(Some(&value))?,
+                "extent_size_hint" => options.hint = Some(extent_size(&value)?),
+                _ => return Err(Failure::new(format!("Invalid parameter '{key}'"))),
+            }
+        }
+        Ok(options)
+    }
+}
+
 async fn create_raw(session: &Session, new: &New<'_>) -> Result<()> {
     if new.backing.is_some() {
         return Err(Failure::new("Backing file not supported for file format 'raw'"));
     }
-    let mut size = new.size;
-    let (mut preallocation, mut hint) = (Preallocation::Off, None);
-    for (key, value) in new.options.iter().flat_map(|list| keyval::pairs(list)) {
-        match key.as_str() {
-            "size" => size = Some(size.map_or_else(|| size::parse(&value), Ok)?),
-            "preallocation" => preallocation = Preallocation::parse(Some(&value))?,
-            "extent_size_hint" => hint = Some(extent_size(&value)?),
-            _ => return Err(Failure::new(format!("Invalid parameter '{key}'"))),
-        }
-    }
+    let RawOptions { size, preallocation, hint } = RawOptions::parse(new.options)?;
+    let size = new.size.or(size);
     let size = size.ok_or_else(|| Failure::new("Image creation needs a size parameter"))?;
     if !new.quiet {
         let hint = hint.map(|hint| format!(" extent_size_hint={hint}")).unwrap_or_default();
@@ -182,13 +204,13 @@ async fn create_qcow2(session: &Session, new: &New<'_>) -> Result<()> {
     let size = qcow2.size.or(below);
     let size = size.ok_or_else(|| Failure::new("Image creation needs a size parameter"))?;
     qcow2.options.size = size.next_multiple_of(SECTOR);
-    qcow2.options.geometry()?;
+    qcow2::create::check(&qcow2.options)?;
     if !new.quiet {
         print(format!("Formatting '{}', fmt=qcow2 {}", new.name, qcow2.summary(size)))?;
     }
     let file = empty_file(session, new.name, qcow2.extent_size_hint).await?;
     let data = match &qcow2.options.data_file {
-        Some(name) => Some(empty_file(session, &beside(new.name, name), None).await?),
+        Some(name) => Some(empty_file(session, name, None).await?),
         None => None,
     };
     let edge = data.as_ref().map(|data| data.root.edge());

@@ -22,18 +22,11 @@ impl Location {
     /// [`protocol_name`] knows.
     pub(crate) fn parse(name: &str) -> Result<Location> {
         if let Some(options) = json_name(name) {
-            let mut options = options?;
-            name_drivers(&mut options);
-            // Without a driver the format is to be found out.
-            if options.get("driver").is_none() && options["file"].is_object() {
-                return Ok(Location::Protocol(options["file"].take()));
-            }
-            let driver = options.get("driver").and_then(Value::as_str);
-            let protocol = matches!(driver, Some("file" | "host_device" | "nbd" | "null-co"));
-            return Ok(if protocol {
-                Location::Protocol(options)
-            } else {
-                Location::Image(options)
+            return Ok(match Location::described(options?) {
+                Location::Image(options) if is_protocol_node(&options) => {
+                    Location::Protocol(options)
+                }
+                other => other,
             });
         }
         if let Some(path) = name.strip_prefix("file:") {
@@ -52,7 +45,16 @@ impl Location {
 
     /// `--image-opts`.
     pub(crate) fn options(text: &str) -> Result<Location> {
-        Ok(Location::Image(keyval::object(text)?))
+        Ok(Location::described(keyval::object(text)?))
+    }
+
+    /// What options describe. Without a driver the format is to be found out.
+    fn described(mut options: Value) -> Location {
+        name_drivers(&mut options);
+        if options.get("driver").is_none() && options["file"].is_object() {
+            return Location::Protocol(options["file"].take());
+        }
+        Location::Image(options)
     }
 
     /// The options of the protocol node, if there is no format yet.
@@ -72,6 +74,12 @@ fn name_drivers(options: &mut Value) {
     if members.get("filename").is_some_and(Value::is_string) {
         members.entry("driver").or_insert_with(|| "file".into());
     }
+}
+
+/// Whether the node that is described is one without a format.
+fn is_protocol_node(options: &Value) -> bool {
+    let driver = options.get("driver").and_then(Value::as_str);
+    matches!(driver, Some("file" | "host_device" | "nbd" | "null-co"))
 }
 
 /// Options in JSON as the block layer takes them.
@@ -114,5 +122,9 @@ mod tests {
         let nested = Location::parse("json:{'file.filename': 'f'}").unwrap();
         assert_eq!(nested, file);
         assert_eq!(Location::parse("json:{'filename': 'f'}").unwrap(), file);
+        assert_eq!(Location::options("file.filename=f").unwrap(), file);
+        let named = Location::options("driver=qcow2,file.filename=f").unwrap();
+        let whole = json!({"driver": "qcow2", "file": {"driver": "file", "filename": "f"}});
+        assert_eq!(named, Location::Image(whole));
     }
 }

@@ -8,6 +8,7 @@ use ferry_block::format::qcow2::create::Preallocation;
 use ferry_block::format::qcow2::header::Version;
 use serde_json::json;
 
+use crate::create::RawOptions;
 use crate::failure::{Failure, Result};
 use crate::naming::Copying;
 use crate::output::{Output, print, print_json};
@@ -72,7 +73,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
 
 async fn measure(arguments: &Arguments, size: u64, source: Option<&Image>) -> Result<Needs> {
     match arguments.target_format.as_str() {
-        "raw" => Ok(Needs { required: size, fully_allocated: size, bitmaps: None }),
+        "raw" => {
+            RawOptions::parse(&arguments.options)?;
+            Ok(Needs { required: size, fully_allocated: size, bitmaps: None })
+        }
         "qcow2" => {
             let new = NewQcow2::parse(&arguments.options, None)?;
             let cluster = new.options.geometry()?.cluster_size();

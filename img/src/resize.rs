@@ -56,6 +56,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         if new < old && preallocation != Preallocation::Off {
             return Err(Failure::new("Preallocation can only be used for growing images"));
         }
+        if preallocation == Preallocation::Metadata && image.node.format() != "qcow2" {
+            return Err(Failure::new("Unsupported preallocation mode: metadata"));
+        }
         image.root.resize(new).await?;
         if new > old {
             preallocate(&image, old..new, preallocation).await?;
@@ -91,15 +94,12 @@ async fn preallocate(image: &Image, grown: Range<u64>, mode: Preallocation) -> R
 
 /// The new length.
 fn target(text: &str, old: u64) -> Result<u64> {
-    let bad = || Failure::new("New image size must be positive");
-    match (text.strip_prefix('+'), text.strip_prefix('-')) {
-        (Some(more), _) => old.checked_add(size::parse(more)?).ok_or_else(bad),
-        (_, Some(less)) => {
-            let left = old.checked_sub(size::parse(less)?).filter(|left| *left > 0);
-            left.ok_or_else(bad)
-        }
-        _ => size::parse(text),
-    }
+    let len = match (text.strip_prefix('+'), text.strip_prefix('-')) {
+        (Some(more), _) => old.checked_add(size::parse(more)?),
+        (_, Some(less)) => old.checked_sub(size::parse(less)?),
+        _ => Some(size::parse(text)?),
+    };
+    len.filter(|len| *len > 0).ok_or_else(|| Failure::new("New image size must be positive"))
 }
 
 #[cfg(test)]
@@ -111,6 +111,8 @@ mod tests {
         assert_eq!(target("1k", 5).unwrap(), 1024);
         assert_eq!(target("+1k", 5).unwrap(), 1029);
         assert_eq!(target("-1k", 4096).unwrap(), 3072);
-        assert!(target("-1k", 1024).is_err() && target("+", 1).is_err());
+        for text in ["-1k", "-2k", "0", "+", "+18E"] {
+            assert!(target(text, 1024).is_err(), "{text}");
+        }
     }
 }

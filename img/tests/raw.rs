@@ -72,6 +72,8 @@ fn new_images_and_new_lengths_are_what_qemu_img_makes() {
         ("resize -f raw n.raw +1M", 3 << 20),
         ("resize -q -f raw --preallocation=falloc n.raw 4M", 4 << 20),
         ("resize -f raw --shrink n.raw -3M", 1 << 20),
+        ("resize -f raw --shrink n.raw 0", 1 << 20),
+        ("resize -f raw --preallocation=metadata n.raw 2M", 1 << 20),
         ("resize -f raw n.raw 512", 1 << 20),
         ("resize -f raw n.raw -5M", 1 << 20),
     ] {

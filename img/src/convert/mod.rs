@@ -179,13 +179,18 @@ fn check(arguments: &Arguments) -> Result<()> {
     if arguments.no_create && !arguments.options.is_empty() {
         return refuse("-o has no effect when skipping image creation");
     }
+    let preallocates = option(arguments, "preallocation").is_some_and(|mode| mode != "off");
+    if arguments.compress && preallocates {
+        return refuse("Compression and preallocation not supported at the same time");
+    }
     match (arguments.offload, arguments.compress, &arguments.sparse, arguments.salvage) {
         (true, true, ..) => return refuse("Cannot enable copy offloading when -c is used"),
         (true, _, Some(_), _) => return refuse("Cannot enable copy offloading when -S is used"),
         (true, _, _, true) => return refuse("Cannot use copy offloading in salvaging mode"),
         _ => {}
     }
-    let has_format = arguments.backing_format.is_some() || has_option(arguments, "backing_fmt");
+    let has_format =
+        arguments.backing_format.is_some() || option(arguments, "backing_fmt").is_some();
     if arguments.backing.is_some() && !has_format {
         return refuse("Use of backing file requires explicit backing format");
     }
@@ -260,13 +265,13 @@ async fn open_target(
 
 /// Whether the target gets an image below it, by an argument or by an option of its format.
 fn has_backing(arguments: &Arguments) -> bool {
-    arguments.backing.is_some() || has_option(arguments, "backing_file")
+    arguments.backing.is_some() || option(arguments, "backing_file").is_some()
 }
 
-/// Whether `-o` has a key.
-fn has_option(arguments: &Arguments, wanted: &str) -> bool {
+/// What `-o` says of a key; the last word on it counts.
+fn option(arguments: &Arguments, wanted: &str) -> Option<String> {
     let mut options = arguments.options.iter().flat_map(|list| keyval::pairs(list));
-    options.any(|(key, _)| key == wanted)
+    options.rfind(|(key, _)| key == wanted).map(|(_, value)| value)
 }
 
 /// The image of the source's chain from which on nothing is copied: that which lies below the target,

@@ -216,6 +216,12 @@ fn maps_are_those_of_qemu_img() {
     rig.same_json("map --output json -s 1M -l 3M top.qcow2");
     rig.same_text("map base.qcow2");
     rig.same_text("map top.qcow2");
+    // Half a million clusters, each of which is looked up: a moment, if that is all.
+    rig.qemu_img("create -q -f qcow2 -o cluster_size=512,preallocation=full many.qcow2 256M");
+    let clock = ferry_block::Clock::real();
+    let started = clock.now();
+    rig.same_json("map --output json many.qcow2");
+    assert!(clock.now() - started < 30_000_000_000);
 }
 
 #[test]
@@ -314,6 +320,7 @@ fn options_are_amended_as_qemu_img_does() {
         "compat=0.10",
         "compat=1.1,lazy_refcounts=off",
         "size=14M",
+        "size=0",
         "refcount_bits=1,compat=1.1",
     ] {
         let info = |program: &str| {
@@ -419,4 +426,29 @@ fn arguments_are_taken_as_scripts_give_them() {
         let (ours, theirs) = rig.both(convert);
         assert_eq!((shown(ours), shown(theirs)), ((true, true), (true, true)), "{convert}");
     }
+}
+
+/// A data file is found from where the user is, not from where the image is; an image that cannot be is
+/// refused before anything is written.
+#[test]
+fn names_and_sizes_are_taken_as_qemu_img_takes_them() {
+    let Some(rig) = Rig::empty() else { return };
+    fs::create_dir(rig.path("sub")).unwrap();
+    rig.ours("create -q -f qcow2 -o data_file=data.raw sub/a.qcow2 1M");
+    rig.qemu_io("sub/a.qcow2", &["write -P 5 0 1M"]);
+    assert_eq!(fs::read(rig.path("data.raw")).unwrap(), vec![5; 1 << 20]);
+    rig.ours("convert -O raw sub/a.qcow2 copy.raw");
+    assert_eq!(fs::read(rig.path("copy.raw")).unwrap(), vec![5; 1 << 20]);
+    for options in ["file.filename=sub/a.qcow2", "driver=qcow2,file.filename=sub/a.qcow2"] {
+        rig.same_json(&format!("map --output json --image-opts {options}"));
+    }
+    for arguments in
+        ["-o size=2M none.qcow2 1M", "-o cluster_size=512 none.qcow2 1E", "-o size=2M a.qcow2"]
+    {
+        rig.both(&format!("create -q -f qcow2 {arguments}"));
+    }
+    rig.both("create -q -f raw -o size=2M none.qcow2 1M");
+    rig.both("convert -c -O qcow2 -o preallocation=metadata copy.raw none.qcow2");
+    rig.both("measure -O raw -o cluster_size=4k copy.raw");
+    assert!(!rig.path("none.qcow2").exists());
 }

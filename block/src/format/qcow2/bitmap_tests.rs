@@ -163,3 +163,16 @@ fn directories_that_lie_are_refused() {
         assert!(error.to_string().contains(what), "byte {field}: '{error}' does not say '{what}'");
     }
 }
+
+/// No program opens an image with a bitmap whose table has no entries.
+#[test]
+fn a_disk_without_bytes_gets_no_bitmap() {
+    let rig = Rig::new();
+    rig.create("a", &CreateOptions::new(0));
+    let before = rig.bytes("a");
+    let bits = DirtyBitmap::new(0, 65536).unwrap();
+    let store = [ToStore::Bits { name: "none", bits: &bits }];
+    let error = rig.on("a", async |file| store_bitmaps(file, &store).await).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    assert!(rig.bytes("a") == before);
+}

@@ -37,8 +37,7 @@ impl Qcow2Options {
         let file = graph.edge(&node, ChildRole::File, perms)?;
         let snapshot = self.x_snapshot.as_ref();
         let header = load_header(&file, snapshot).await?;
-        let directory = node.filename();
-        let data = match self.open_data(opening, &header, directory.as_deref()).await? {
+        let data = match self.open_data(opening, &header).await? {
             Some(node) => Some(graph.edge(&node, ChildRole::Data, perms)?),
             None => None,
         };
@@ -76,12 +75,7 @@ impl Qcow2Options {
     }
 
     /// The external data file, if the image has one.
-    async fn open_data(
-        &self,
-        opening: &Opening<'_>,
-        header: &Header,
-        image: Option<&str>,
-    ) -> Result<Option<BlockNode>> {
+    async fn open_data(&self, opening: &Opening<'_>, header: &Header) -> Result<Option<BlockNode>> {
         let has = header.geometry.has_external_data();
         let child = match (&self.data_file, &header.extensions.data_file) {
             (Some(_), _) if !has => {
@@ -90,7 +84,7 @@ impl Qcow2Options {
             }
             _ if !has => return Ok(None),
             (Some(child), _) => child.clone(),
-            (None, Some(name)) => BlockdevRef::nested(BlockdevOptions::file(beside(image, name)?)),
+            (None, Some(name)) => BlockdevRef::nested(data_options(name)?),
             (None, None) => {
                 return refuse(
                     ErrorKind::InvalidArgument,
@@ -124,6 +118,15 @@ impl Qcow2Options {
             }
         };
         opening.child(&child, ChildRole::Backing).await.map(Some)
+    }
+}
+
+/// The node that the name of a data file means. Unlike a backing file's it is seen from where we are,
+/// not from where the image is: so does QEMU.
+fn data_options(name: &str) -> Result<BlockdevOptions> {
+    match json_name(name).or_else(|| protocol_name(name)) {
+        Some(options) => from_json(name, options?),
+        None => Ok(BlockdevOptions::file(name.strip_prefix("file:").unwrap_or(name).to_owned())),
     }
 }
 
@@ -166,7 +169,7 @@ async fn backing_options(
 
 fn from_json(name: &str, options: Value) -> Result<BlockdevOptions> {
     serde_json::from_value(options).map_err(|error| {
-        Error::new(ErrorKind::InvalidArgument, format!("the backing file '{name}': {error}"))
+        Error::new(ErrorKind::InvalidArgument, format!("the file '{name}': {error}"))
     })
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::super::at_rest::AtRest;
 use super::super::container::{read_words, write_at};
 use super::super::header::{Autoclear, BitmapsExtension, MAX_BITMAPS, Version};
-use super::bits::store_bits;
+use super::bits::{is_storable, store_bits};
 use super::directory::{BitmapEntry, BitsAt, MAX_NAME, load_directory, serialise};
 use crate::bitmap::{BitmapState, DirtyBitmap};
 use crate::edge::Edge;
@@ -29,7 +29,7 @@ pub enum ToStore<'a> {
 ///
 /// # Errors
 /// `Unsupported` in version 2, `InvalidArgument` for a name that cannot be stored or is there twice
-/// or a bitmap of another length than the disk's.
+/// or a bitmap of another length than the disk's, or of a disk without bytes.
 pub async fn store_bitmaps(file: &Edge, bitmaps: &[ToStore<'_>]) -> Result<()> {
     let mut image = AtRest::open(file).await?;
     check(&image, bitmaps)?;
@@ -123,6 +123,10 @@ fn check(image: &AtRest<'_>, bitmaps: &[ToStore<'_>]) -> Result<()> {
                 let (len, size) = (bits.len(), image.header.size);
                 if len != size {
                     let text = format!("bitmap '{name}' is of a disk of {len} bytes, not {size}");
+                    return refuse(ErrorKind::InvalidArgument, text);
+                }
+                if !is_storable(bits) {
+                    let text = format!("a disk of {size} bytes cannot have bitmap '{name}' stored");
                     return refuse(ErrorKind::InvalidArgument, text);
                 }
                 name

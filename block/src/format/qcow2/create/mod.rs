@@ -22,17 +22,12 @@ pub use options::{CreateOptions, Preallocation};
 /// # Errors
 /// `InvalidArgument` for options that do not go together, or the error of a write.
 pub async fn create(file: &Edge, data: Option<&Edge>, options: &CreateOptions) -> Result<()> {
-    let geometry = options.geometry()?;
+    let (layout, header) = plan(options)?;
     if data.is_some() != options.data_file.is_some() {
         let context = "an external data file needs both a name and a node";
         return Err(Error::new(ErrorKind::InvalidArgument, context));
     }
     let preallocation = options.preallocation();
-    let layout = Layout::new(geometry, options.size, preallocation != Preallocation::Off)?;
-    let header = new_header(options, &layout)?;
-    // What the parser would refuse must not be written either: the name may be too long, say.
-    Header::parse(&header).map_err(|error| error.with_kind(ErrorKind::InvalidArgument))?;
-
     make_empty(file, layout.end()).await?;
     write_refcounts(file, &layout).await?;
     if layout.l2_tables == 0 {
@@ -51,6 +46,24 @@ pub async fn create(file: &Edge, data: Option<&Edge>, options: &CreateOptions) -
     file.flush().await?;
     write_at(file, 0, &header).await?;
     file.flush().await
+}
+
+/// Whether there can be such an image, before anything is written.
+///
+/// # Errors
+/// `InvalidArgument`, with what is wrong.
+pub fn check(options: &CreateOptions) -> Result<()> {
+    plan(options).map(|_| ())
+}
+
+/// Where everything of the image goes, and its header.
+fn plan(options: &CreateOptions) -> Result<(Layout, Vec<u8>)> {
+    let preallocated = options.preallocation() != Preallocation::Off;
+    let layout = Layout::new(options.geometry()?, options.size, preallocated)?;
+    let header = new_header(options, &layout)?;
+    // What the parser would refuse must not be written either: the name may be too long, say.
+    Header::parse(&header).map_err(|error| error.with_kind(ErrorKind::InvalidArgument))?;
+    Ok((layout, header))
 }
 
 fn new_header(options: &CreateOptions, layout: &Layout) -> Result<Vec<u8>> {
