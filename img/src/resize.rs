@@ -53,7 +53,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             let text = "Use the --shrink option to perform a shrink operation.";
             return Err(Failure::new(text));
         }
-        if new < old && preallocation != Preallocation::Off {
+        if new <= old && preallocation != Preallocation::Off {
             return Err(Failure::new("Preallocation can only be used for growing images"));
         }
         if preallocation == Preallocation::Metadata && image.node.format() != "qcow2" {

@@ -6,7 +6,7 @@ mod bitmaps;
 mod copy;
 
 use clap::Args;
-use ferry_block::{BlockNode, RingChoice};
+use ferry_block::{BlockNode, ChildRole, RingChoice};
 
 use crate::create::{self, New};
 use crate::failure::{Failure, Result};
@@ -260,7 +260,13 @@ async fn open_target(
     }
     let cache = Cache::parse(&arguments.target_cache)?;
     let opts = arguments.target_image_opts;
-    create::open_target(session, name, &arguments.target_format, cache, opts).await
+    let format = &arguments.target_format;
+    let target = create::open_target(session, name, format, cache, opts).await?;
+    let has_data_file = || target.node.children().iter().any(|edge| edge.role() == ChildRole::Data);
+    if arguments.compress && has_data_file() {
+        return Err(Failure::new("Compression not supported with an external data file"));
+    }
+    Ok(target)
 }
 
 /// Whether the target gets an image below it, by an argument or by an option of its format.

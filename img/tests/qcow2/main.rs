@@ -450,5 +450,7 @@ fn names_and_sizes_are_taken_as_qemu_img_takes_them() {
     rig.both("create -q -f raw -o size=2M none.qcow2 1M");
     rig.both("convert -c -O qcow2 -o preallocation=metadata copy.raw none.qcow2");
     rig.both("measure -O raw -o cluster_size=4k copy.raw");
+    rig.both("resize -q --preallocation=full sub/a.qcow2 1M");
     assert!(!rig.path("none.qcow2").exists());
+    rig.both("convert -c -O qcow2 -o data_file=none.raw copy.raw none.qcow2");
 }
