@@ -68,8 +68,10 @@ fn say(line: &dyn std::fmt::Display) {
 
 /// Warnings on standard error; `FERRY_LOG=debug`, or a module's name with a level, shows more.
 fn start_log() {
-    let wanted = std::env::var("FERRY_LOG").unwrap_or_default();
-    let mut filter = wanted.parse().unwrap_or_else(|error| {
+    // Nothing at all would be read as a wish for errors only.
+    let wanted = std::env::var("FERRY_LOG").ok().filter(|wanted| !wanted.is_empty());
+    let filter = wanted.map_or(Ok(Targets::new()), |wanted| wanted.parse());
+    let mut filter = filter.unwrap_or_else(|error| {
         say(&format!("FERRY_LOG is not understood: {error}"));
         Targets::new()
     });
