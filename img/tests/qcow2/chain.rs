@@ -39,6 +39,18 @@ fn a_shorter_disk_needs_a_shorter_file() {
     }
 }
 
+#[test]
+fn the_last_subcluster_of_a_disk_is_made_zero_as_a_whole() {
+    let Some(rig) = Rig::empty() else { return };
+    rig.qemu_img("create -q -f qcow2 -o extended_l2=on a.qcow2 1M");
+    rig.qemu_io("a.qcow2", &["write -P 5 0 1M"]);
+    rig.ours("resize -q --shrink a.qcow2 520k");
+    rig.ours("resize -q a.qcow2 567k");
+    rig.qemu_io("a.qcow2", &["read -P 5 0 520k", "read -P 0 520k 47k"]);
+    let map = String::from_utf8(rig.qemu_img("map a.qcow2").stdout).unwrap();
+    assert_eq!(map.lines().count(), 2, "{map}");
+}
+
 /// What is read of its data file by itself is what the image shows.
 #[test]
 fn an_image_with_a_raw_data_file_has_all_its_clusters() {

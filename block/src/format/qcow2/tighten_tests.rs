@@ -69,3 +69,13 @@ fn what_a_snapshot_has_stays() {
     rig.qemu_io("a", &["read -P 3 0 5M", "read -P 4 5M 64k"]);
     rig.assert_clean("a");
 }
+
+#[test]
+fn clusters_of_a_data_file_have_no_refcounts_to_lower() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    rig.qemu_img(&["create", "-q", "-f", "qcow2", "-o", "data_file=data", "a", "8M"]);
+    rig.qemu_io("a", &["write -P 3 0 1M"]);
+    rig.on("a", async |file| tighten(file, 0).await).unwrap();
+    rig.assert_clean("a");
+    rig.qemu_io("a", &["read -P 0 0 1M", "write -P 4 0 1M", "read -P 4 0 1M"]);
+}
