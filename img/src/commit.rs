@@ -127,8 +127,8 @@ fn copy(arguments: &Arguments, image: &Image, base: BlockNode, target: &Image) -
 
 /// Takes everything out of an image that is below it now.
 async fn empty(top: &Image) -> Result<()> {
-    if let Some(driver) = top.node.driver::<Qcow2Driver>() {
-        driver.make_empty().await?;
-    }
-    Ok(())
+    let node = top.node.skip_filters();
+    let driver = node.driver::<Qcow2Driver>();
+    let driver = driver.ok_or_else(|| Failure::new("only qcow2 images can be emptied"))?;
+    Ok(driver.make_empty().await?)
 }

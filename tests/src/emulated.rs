@@ -40,11 +40,12 @@ const ALIVE: &str = "HOST alive";
 ///
 /// When the host cannot be made, the scenario fails, or the limit passes.
 pub fn run(words: &[&str], limit: Duration, hear: &mut dyn FnMut(&Line)) -> Result<()> {
-    let end = match attempt(words, limit, hear)? {
+    let deadline = time::now() + limit;
+    let end = match attempt(words, deadline, hear)? {
         End::Died(how) => {
             need::note(&format!("an emulated host died and {words:?} ran in a second one"));
             eprintln!("the emulated host is dead:\n{how}\ntrying another");
-            attempt(words, limit, hear)?
+            attempt(words, deadline, hear)?
         }
         over @ End::Over(_) => over,
     };
@@ -63,7 +64,7 @@ enum End {
     Died(String),
 }
 
-fn attempt(words: &[&str], limit: Duration, hear: &mut dyn FnMut(&Line)) -> Result<End> {
+fn attempt(words: &[&str], deadline: Instant, hear: &mut dyn FnMut(&Line)) -> Result<End> {
     let folder = tempfile::Builder::new().prefix("ferry-host").tempdir()?;
     let socket = folder.path().join("qmp.sock");
     let mut qemu = start(words, folder.path(), &socket)?;
@@ -73,7 +74,6 @@ fn attempt(words: &[&str], limit: Duration, hear: &mut dyn FnMut(&Line)) -> Resu
         bail!("the standard streams were not piped");
     };
     let console = Console::new(output, input);
-    let deadline = time::now() + limit;
     let outcome = watch(&console, deadline, hear);
     let silent = outcome.is_err() && child.try_wait()?.is_none();
     let found = silent.then(|| autopsy::of(&socket, "console", &console));

@@ -70,10 +70,11 @@ fn a_paused_guest_waits_for_cont_and_stops_when_told() {
         vm.console.wait_word("READY", LIMIT)?;
         qmp.call("stop", json!({}))?;
         // What was sent before the stop may still be on its way here.
-        std::thread::sleep(Duration::from_millis(100));
-        let before = vm.console.dots().len();
-        std::thread::sleep(Duration::from_millis(100));
-        ensure!(vm.console.dots().len() == before, "it ran on after stop");
+        time::poll("silence after stop", LIMIT, || {
+            let before = vm.console.dots().len();
+            time::pause(Duration::from_millis(200));
+            Ok((vm.console.dots().len() == before).then_some(()))
+        })?;
         qmp.call("cont", json!({}))?;
         vm.console.wait_dot(LIMIT)?;
         Ok(())

@@ -117,13 +117,14 @@ fn nobody_waits_for_storage_that_does_not_answer() {
         let daemon = Daemon::ferry(&OPTIONS)?;
         let mut qmp = daemon.qmp()?;
         let slow = json!({"driver": "null-co", "node-name": "slow", "size": 1 << 20,
-            "latency-ns": 4_000_000_000_u64});
+            "latency-ns": 8_000_000_000_u64});
         qmp.call("blockdev-add", slow)?;
         let export = json!({"type": "nbd", "id": "e1", "node-name": "slow", "name": "slow",
             "writable": true});
         qmp.call("block-export-add", export.clone())?;
         let mut reader = client(&daemon, "slow", &["read 0 4k"])?.spawn()?;
-        std::thread::sleep(Duration::from_millis(500));
+        // Long enough for the request to arrive, and short enough for it to be there still.
+        std::thread::sleep(Duration::from_secs(2));
         qmp.call("block-export-del", json!({"id": "e1", "mode": "hard"}))?;
         let list = exports(&mut qmp)?;
         ensure!(list[1]["id"] == "e1" && list[1]["shutting-down"] == true, "{list}");

@@ -42,12 +42,13 @@ fn notices_a_lost_write() {
         let spec = Spec::new(&guest::bare_metal()?, cmdline, 64).disk(Disk::new("d0", &path));
         let vm = Vm::start(&Monitor::Qemu, &spec)?;
         vm.console.wait_word("READY", SHORT)?;
-        std::thread::sleep(Duration::from_millis(300));
         let mut qmp = vm.qmp()?;
         qmp.call("stop", json!({}))?;
         let old = std::fs::read(&path)?;
         qmp.call("cont", json!({}))?;
-        std::thread::sleep(Duration::from_millis(300));
+        time::poll("a write", SHORT, || Ok((std::fs::read(&path)? != old).then_some(())))?;
+        // And many more, so that one of them is not written again before the end.
+        time::pause(Duration::from_millis(300));
         qmp.call("stop", json!({}))?;
         std::fs::write(&path, old)?;
         qmp.call("cont", json!({}))?;

@@ -270,6 +270,8 @@ fn a_descriptor_that_was_waited_for_can_be_watched() {
 #[test]
 fn a_message_that_is_expected_is_seen_without_a_sleep() {
     let executor = real();
+    // However long this thread does not get the processor, polling is not given up.
+    executor.set_poll_max_ns(60_000_000_000);
     let poller = Rc::new(AfterArming { found: Cell::new(true), ..AfterArming::default() });
     let _guard = executor.add_poller(poller.clone());
     let (ours, mut theirs) = UnixStream::pair().unwrap();

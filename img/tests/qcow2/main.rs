@@ -216,12 +216,10 @@ fn maps_are_those_of_qemu_img() {
     rig.same_json("map --output json -s 1M -l 3M top.qcow2");
     rig.same_text("map base.qcow2");
     rig.same_text("map top.qcow2");
-    // Half a million clusters, each of which is looked up: a moment, if that is all.
+    // Half a million clusters, each of which is looked up once. If each look-up took time in proportion to the
+    // image, this would be seen as a test that hangs.
     rig.qemu_img("create -q -f qcow2 -o cluster_size=512,preallocation=full many.qcow2 256M");
-    let clock = ferry_block::Clock::real();
-    let started = clock.now();
     rig.same_json("map --output json many.qcow2");
-    assert!(clock.now() - started < 30_000_000_000);
 }
 
 #[test]

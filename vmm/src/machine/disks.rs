@@ -119,7 +119,8 @@ async fn open_image(disk: &DiskConfig, active: bool, graph: &BlockHandle) -> Res
     let is_asked = active && disk.format.is_none();
     let opened = graph.call(move |graph| async move {
         let node = graph.open(&options).await?;
-        let shows = if is_asked { shown_format(&node).await? } else { None };
+        // A disk that cannot be read is the guest's to notice, as it is with a format that was named.
+        let shows = if is_asked { shown_format(&node).await.unwrap_or(None) } else { None };
         let root = graph.add_backend(BackendKind::Device, &id, &node, perms)?;
         graph.extension(Roots::default).0.borrow_mut().push(root);
         Ok::<_, ferry_block::Error>(shows)
