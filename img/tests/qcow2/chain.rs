@@ -173,12 +173,18 @@ fn what_is_committed_is_below_and_gone_above() {
 #[test]
 fn an_image_with_more_than_its_disk_is_emptied_by_a_commit() {
     let Some(rig) = Rig::empty() else { return };
-    for options in ["data_file=data.raw", "compat=0.10", "refcount_bits=1"] {
+    let cases = [
+        ("data_file=data.raw", None),
+        ("compat=0.10", None),
+        ("refcount_bits=1", Some("bitmap --add top.qcow2 bitmap0")),
+        ("refcount_bits=16", Some("snapshot -c before top.qcow2")),
+    ];
+    for (options, more) in cases {
         rig.qemu_img("create -q -f qcow2 base.qcow2 4M");
         rig.qemu_img(&format!("create -q -f qcow2 -b base.qcow2 -F qcow2 -o {options} top.qcow2"));
         rig.qemu_io("top.qcow2", &["write -P 9 1M 1M"]);
-        if options == "refcount_bits=1" {
-            rig.qemu_img("bitmap --add top.qcow2 bitmap0");
+        if let Some(more) = more {
+            rig.qemu_img(more);
         }
         rig.ours("commit -q top.qcow2");
         let map = rig.qemu_img("map top.qcow2").stdout;
