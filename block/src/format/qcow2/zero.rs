@@ -117,8 +117,8 @@ impl Image {
         let guard = self.locks.lock(first..first + geometry.cluster_size(), true).await;
         let unit = geometry.subcluster_size();
         let start = range.start.next_multiple_of(unit).min(range.end);
-        // The last subcluster is whole where the disk ends.
-        let end = match range.end == self.size.get() {
+        // The last subcluster is whole where the disk ends, if the range has its start.
+        let end = match start < range.end && range.end == self.size.get() {
             true => range.end.next_multiple_of(unit),
             false => range.end - range.end % unit,
         };
