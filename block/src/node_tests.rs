@@ -105,6 +105,9 @@ impl BlockDriver for Rc<Strict> {
     }
     async fn resize(&self, len: u64) -> Result<()> {
         self.bytes.borrow_mut().resize(len as usize, 0);
+        if self.fail_writes.get() {
+            return Err(Error::from_errno(libc::ENOSPC, "full"));
+        }
         Ok(())
     }
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {
@@ -289,6 +292,7 @@ fn bitmaps_hear_of_every_write_that_completes_or_fails() {
         assert_eq!(dirty(), 4096);
         node.read(0, IoBuf::alloc(4096)).await.unwrap();
         assert_eq!(dirty(), 0);
+        driver.fail_writes.set(false);
         node.resize(2 << 20).await.unwrap();
         assert_eq!(dirty(), 1 << 20);
     });
@@ -311,6 +315,19 @@ fn options_of_the_node_decide_about_discards_and_zeroes() {
     assert!(driver.bytes.borrow()[5..105].iter().all(|byte| *byte == 0));
     let data = IoBuf::from_vec(&[0, 0, 1]);
     assert!(executor.block_on(disk.write(0, data, WriteFlags::NONE)).is_err());
+}
+
+#[test]
+fn a_length_that_changed_is_followed_even_if_the_driver_fails_afterwards() {
+    let (executor, node, driver) = node(8192, limits(512, 512, u64::MAX), NodeOptions::default());
+    let bitmap = AttachedBitmap::new(None, DirtyBitmap::new(8192, 4096).unwrap());
+    node.attach_bitmap(bitmap.clone());
+    driver.fail_writes.set(true);
+    let error = executor.block_on(node.resize(16384)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    assert_eq!(node.len(), 16384);
+    assert_eq!(bitmap.bits.borrow().len(), 16384);
+    assert_eq!(bitmap.bits.borrow().dirty_bytes(), 8192);
 }
 
 #[test]

@@ -269,10 +269,22 @@ impl BlockNode {
     }
 
     /// Changes the length.
+    ///
+    /// # Errors
+    /// Those of the driver, which may have changed the length before it failed.
     pub async fn resize(&self, len: u64) -> Result<()> {
         self.check_writable("resize")?;
         let old = self.len();
-        self.0.driver.resize(len).await.map_err(|error| self.explain(error, "resize"))?;
+        let resized = self.0.driver.resize(len).await;
+        if self.len() != old {
+            self.follow_length(old);
+        }
+        resized.map_err(|error| self.explain(error, "resize"))
+    }
+
+    /// Sees to everything that goes by the length, which was `old`.
+    fn follow_length(&self, old: u64) {
+        let len = self.len();
         for bitmap in self.0.bitmaps.borrow().iter() {
             let mut bits = bitmap.bits.borrow_mut();
             if let Err(error) = bits.resize(len) {
@@ -283,7 +295,6 @@ impl BlockNode {
             }
         }
         self.tell_length();
-        Ok(())
     }
 
     /// The generation mark kept with the image.
