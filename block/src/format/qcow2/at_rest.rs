@@ -1,5 +1,6 @@
 //! [`AtRest`]: an image that nobody uses meanwhile, for operations on it as a whole: snapshots,
-//! bitmaps, amendments.
+//! bitmaps, amendments, the completion of snapshots in a repair, and giving back the tables of a
+//! disk that has become shorter.
 //!
 //! That nobody does is the caller's to see to: a tool on an image that is not open elsewhere, or the
 //! driver, with its caches written out, no request under way, and everything read again afterwards.

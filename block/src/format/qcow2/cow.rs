@@ -187,6 +187,18 @@ impl Image {
         self.write_data(host, IoBuf::concat(&[head_buf, from, tail_buf])).await
     }
 
+    /// Makes the entries of `range` point to its place in the data file, where the caller, who has
+    /// locked its clusters, has written it.
+    pub(super) async fn adopt_data(&self, range: Range<u64>) -> Result<()> {
+        let mut guest = self.geometry().cluster_start(range.start);
+        let step = Step { filled: range, host: guest, is_new: true, is_zero: false };
+        while guest < step.filled.end {
+            self.adopt(guest, guest, &step).await?;
+            guest += self.geometry().cluster_size();
+        }
+        Ok(())
+    }
+
     /// Makes the entry of a guest cluster point to what was just written.
     async fn adopt(&self, guest: u64, host: u64, step: &Step) -> Result<()> {
         let geometry = self.geometry();

@@ -101,8 +101,10 @@ impl Qcow2Driver {
     /// # Errors
     /// As for a discard.
     pub async fn make_empty(&self) -> Result<()> {
-        self.image.make_empty().await?;
-        self.offline(|file| async move { tighten(&file, 0).await }).await
+        let closed = self.image.make_empty().await?;
+        let result = self.give_back(0).await;
+        drop(closed);
+        result
     }
 
     /// Whether something in the image was found to be wrong, so that it is not written any more.
@@ -122,8 +124,18 @@ impl Qcow2Driver {
     where
         F: Future<Output = Result<T>>,
     {
+        let closed = self.image.gate.close().await;
+        let result = self.at_rest(work).await;
+        drop(closed);
+        result
+    }
+
+    /// The same for who has closed the gate.
+    async fn at_rest<T, F>(&self, work: impl FnOnce(Edge) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
         let image = &self.image;
-        let closed = image.gate.close().await;
         let writable = matches!(image.condition.get(), Condition::Clean | Condition::Changed);
         if writable {
             image.begin_change().await?;
@@ -138,9 +150,20 @@ impl Qcow2Driver {
                 image.condition.set(Condition::Clean);
             }
         }
-        drop(closed);
         reloaded?;
         result
+    }
+
+    /// Gives back the tables behind the first `keep` entries of the L1 table, which have no
+    /// clusters any more. What cannot be given back leaks, and the disk is as it should be.
+    async fn give_back(&self, keep: u64) -> Result<()> {
+        let tighten = |file: Edge| async move {
+            if let Err(error) = tighten(&file, keep).await {
+                tracing::warn!("the tables of a shorter disk are not given back: {error}");
+            }
+            Ok(())
+        };
+        self.at_rest(tighten).await
     }
 }
 
@@ -260,11 +283,12 @@ impl BlockDriver for Qcow2Driver {
 
     async fn resize(&self, len: u64) -> Result<()> {
         let old = self.len();
-        self.image.resize(len).await?;
+        let closed = self.image.resize(len).await?;
         if len < old {
-            let keep = self.image.geometry().l1_entries_for(len);
-            self.offline(|file| async move { tighten(&file, keep).await }).await?;
-        } else if self.image.header.borrow().is_data_file_raw() {
+            self.give_back(self.image.geometry().l1_entries_for(len)).await?;
+        }
+        drop(closed);
+        if len > old && self.image.header.borrow().is_data_file_raw() {
             // Who reads the data file by itself must see what the image shows: all has its place there.
             self.image.preallocate(old..len, false).await?;
         }

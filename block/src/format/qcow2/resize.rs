@@ -4,20 +4,24 @@ use std::ops::Range;
 
 use super::entry::L1Entry;
 use super::frees::Why;
+use super::gate::Closed;
 use super::header::{MAX_L1_BYTES, Version};
 use super::image::Image;
 use super::map::{Mapping, What};
 use super::overlap::Kind;
 use crate::buf::IoBuf;
-use crate::driver::WriteFlags;
+use crate::driver::{ExtentKind, WriteFlags};
+use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Disks are whole sectors, bytes.
 const SECTOR: u64 = 512;
+/// Bytes that get their places in a data file before others get their turn.
+const MAX_IN_DATA: u64 = 1 << 28;
 
 impl Image {
-    /// Makes the disk `len` bytes long. What it grows by reads as zeroes.
-    pub(super) async fn resize(&self, len: u64) -> Result<()> {
+    /// Makes the disk `len` bytes long. What it grows by reads as zeroes. The gate is closed still.
+    pub(super) async fn resize(&self, len: u64) -> Result<Closed> {
         self.begin_change().await?;
         self.run(|image| async move {
             let closed = image.gate.close().await;
@@ -29,21 +33,19 @@ impl Image {
                 image.grow(old, len).await?;
             }
             image.flush().await?;
-            drop(closed);
-            Ok(())
+            Ok(closed)
         })
         .await
     }
 
-    /// Takes every cluster of the disk away.
-    pub(super) async fn make_empty(&self) -> Result<()> {
+    /// Takes every cluster of the disk away. The gate is closed still.
+    pub(super) async fn make_empty(&self) -> Result<Closed> {
         self.begin_change().await?;
         self.run(|image| async move {
             let closed = image.gate.close().await;
             image.remove_after(0).await?;
             image.flush().await?;
-            drop(closed);
-            Ok(())
+            Ok(closed)
         })
         .await
     }
@@ -56,11 +58,7 @@ impl Image {
         self.run(|image| async move {
             let mut at = range.start;
             while at < range.end && at < image.size.get() {
-                image.entry_to_change(at).await?;
-                let (host, len) = match image.fresh_place(at, range.end - at)? {
-                    Some(fresh) => fresh,
-                    None => image.place_of_one(at, range.end - at).await?,
-                };
+                let (host, len) = image.place_of_some(at, range.end - at).await?;
                 image.extend_data(host + len).await?;
                 if space {
                     let file = host..host + len;
@@ -73,6 +71,38 @@ impl Image {
         })
         .await?;
         self.flush().await
+    }
+
+    /// The place of the first of `len` bytes from `at`, which have one or get it, and how many they
+    /// are.
+    async fn place_of_some(&self, at: u64, len: u64) -> Result<(u64, u64)> {
+        if let Some(data) = &self.data {
+            return self.place_in_data(data, at, len.min(MAX_IN_DATA)).await;
+        }
+        self.entry_to_change(at).await?;
+        match self.fresh_place(at, len)? {
+            Some(fresh) => Ok(fresh),
+            None => self.place_of_one(at, len).await,
+        }
+    }
+
+    /// The same in a data file, where every cluster has its place and only its entry must say so.
+    /// What is there already may be anything, and becomes zero.
+    async fn place_in_data(&self, data: &Edge, at: u64, len: u64) -> Result<(u64, u64)> {
+        let geometry = self.geometry();
+        let clusters =
+            geometry.cluster_start(at)..(at + len).next_multiple_of(geometry.cluster_size());
+        let guard = self.locks.lock(clusters, true).await;
+        let mapping = self.find(at, len).await?;
+        if !matches!(mapping.what, What::Data { .. }) {
+            // The parts that get a place do so as a whole.
+            let unit = geometry.subcluster_size();
+            let parts = at - at % unit..(at + mapping.len).next_multiple_of(unit);
+            clear(data, parts.start..parts.end.min(data.len())).await?;
+            self.adopt_data(parts).await?;
+        }
+        drop(guard);
+        Ok((at, mapping.len))
     }
 
     /// The place of the first cluster of some that have one, or get it by being written.
@@ -183,4 +213,18 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// Makes zero what is not: a file that has no bytes there stays as small as it is.
+async fn clear(data: &Edge, range: Range<u64>) -> Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let extent = data.map(at..range.end).await?;
+        let end = at + extent.len;
+        if extent.kind != ExtentKind::Zero {
+            data.write_zeroes(at..end, WriteFlags::UNMAP).await?;
+        }
+        at = end;
+    }
+    Ok(())
 }

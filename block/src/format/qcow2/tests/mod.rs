@@ -6,5 +6,6 @@ mod interop;
 mod kill;
 mod owner;
 mod random;
+mod resize;
 mod rig;
 mod size;

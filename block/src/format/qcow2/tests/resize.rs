@@ -1,0 +1,73 @@
+//! The end of the disk: changes of its length, and of what is in its last clusters.
+
+use std::os::unix::fs::MetadataExt;
+
+use super::rig::{Rig, check, open, options};
+use crate::{IoBuf, WriteFlags};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// A disk that ends within a subcluster, of 2 KiB, whose last `len` bytes are 5.
+fn ends_within(rig: &Rig, end: u64, len: u64) -> String {
+    let path = rig.create("small.qcow2", "extended_l2=on", "567k");
+    let image = open(options(&path));
+    image.on(async |node| {
+        node.resize(end).await.unwrap();
+        let fives = IoBuf::from_vec(&vec![5; usize::try_from(len).unwrap()]);
+        node.write(end - len, fives, WriteFlags::NONE).await.unwrap();
+    });
+    image.close();
+    path
+}
+
+#[test]
+fn the_last_subcluster_keeps_what_is_before_a_write_of_zeroes() {
+    let Some(rig) = Rig::new() else { return };
+    let path = ends_within(&rig, 567 * KIB, KIB);
+    let image = open(options(&path));
+    image.on(async |node| {
+        node.write_zeroes(566 * KIB + 512..567 * KIB, WriteFlags::NONE).await.unwrap();
+    });
+    image.close();
+    rig.qemu_io(&path, &["read -P 5 566k 512", "read -P 0 580096 512"]);
+    check(&path);
+}
+
+#[test]
+fn a_disk_that_grows_within_its_last_subcluster_keeps_what_is_there() {
+    let Some(rig) = Rig::new() else { return };
+    let path = ends_within(&rig, 566 * KIB + 512, 512);
+    let image = open(options(&path));
+    image.on(async |node| node.resize(567 * KIB).await.unwrap());
+    image.close();
+    rig.qemu_io(&path, &["read -P 5 566k 512", "read -P 0 580096 512"]);
+    check(&path);
+}
+
+#[test]
+fn a_raw_data_file_stays_sparse_when_the_disk_grows() {
+    let Some(rig) = Rig::new() else { return };
+    for more in ["cluster_size=64k", "extended_l2=on"] {
+        let data = rig.path("data.raw");
+        let raw = format!("{more},data_file={data},data_file_raw=on");
+        let path = rig.create("image.qcow2", &raw, "1001k");
+        rig.qemu_io(&path, &["write -P 5 0 1001k"]);
+        // Behind the disk there may be anything.
+        let mut bytes = std::fs::read(&data).unwrap();
+        bytes.resize(2 << 20, 7);
+        std::fs::write(&data, bytes).unwrap();
+        let image = open(options(&path));
+        image.on(async |node| node.resize(1024 * MIB).await.unwrap());
+        image.close();
+        let file = std::fs::metadata(&data).unwrap();
+        assert_eq!(file.len(), 1024 * MIB);
+        assert!(file.blocks() * 512 <= 2 * MIB, "{} bytes are allocated", file.blocks() * 512);
+        rig.qemu_io(&path, &["read -P 5 0 1001k", "read -P 0 1001k 3M", "read -P 0 1000M 24M"]);
+        check(&path);
+        let map = crate::testing::tool("qemu-img", &["map", "--output", "json", &path]);
+        assert!(!map.contains("\"present\": false"), "{map}");
+        let bytes = std::fs::read(&data).unwrap();
+        assert!(bytes[1001 << 10..].iter().all(|byte| *byte == 0));
+    }
+}
