@@ -44,10 +44,6 @@ pub struct Backing {
 pub async fn amend(file: &Edge, options: &AmendOptions) -> Result<()> {
     let mut image = AtRest::open(file).await?;
     let version = options.version.unwrap_or(image.geometry().version());
-    if version == Version::V3 && image.geometry().version() == Version::V2 {
-        // Version 3 wants to know of each snapshot how long the disk was.
-        complete_snapshots(&mut image).await?;
-    }
     let mut header = image.header.clone();
     let order = match options.refcount_bits {
         Some(bits) if !bits.is_power_of_two() || bits > 64 => {
@@ -60,9 +56,14 @@ pub async fn amend(file: &Edge, options: &AmendOptions) -> Result<()> {
     if version == Version::V2 {
         check_downgrade(&header, order)?;
         expand_zeroes(&mut image).await?;
-        // The refcount table may have moved.
-        header = image.header.clone();
-        change_fields(&mut header, options, version)?;
+    } else {
+        // Version 3 wants to know of each snapshot how long the disk was.
+        complete_snapshots(&mut image).await?;
+    }
+    // The tables may have moved.
+    header = image.header.clone();
+    change_fields(&mut header, options, version)?;
+    if version == Version::V2 {
         header.compatible = Compatible::NONE;
         header.autoclear = Autoclear::NONE;
     }

@@ -1,5 +1,5 @@
 use super::super::create::CreateOptions;
-use super::super::test_rig::Rig;
+use super::super::test_rig::{Rig, forget_disk_sizes};
 use super::*;
 
 fn amended(rig: &Rig, options: &AmendOptions) -> Result<()> {
@@ -97,4 +97,22 @@ fn what_version_2_cannot_say_is_refused() {
     assert_eq!(amended(&rig, &raw).unwrap_err().kind(), ErrorKind::InvalidArgument);
     rig.set_bytes("a", &before);
     rig.assert_clean("a");
+}
+
+#[test]
+fn a_new_width_completes_snapshots_that_do_not_say_how_long_the_disk_was() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    rig.create("a", &CreateOptions { version: Version::V2, ..CreateOptions::new(8 << 20) });
+    rig.qemu_io("a", &["write -P 1 0 1M"]);
+    rig.qemu_img(&["snapshot", "-c", "one", "a"]);
+    forget_disk_sizes(&rig, "a");
+    let before = rig.bytes("a");
+    let refused = AmendOptions { data_file: Some("b".into()), ..AmendOptions::default() };
+    assert_eq!(amended(&rig, &refused).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert!(rig.bytes("a") == before);
+    let width = AmendOptions { refcount_bits: Some(64), ..AmendOptions::default() };
+    amended(&rig, &width).unwrap();
+    rig.assert_clean("a");
+    rig.qemu_img(&["snapshot", "-a", "one", "a"]);
+    rig.qemu_io("a", &["read -P 1 0 1M"]);
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use super::create::{CreateOptions, create};
+use super::header::Header;
 use crate::clock::Clock;
 use crate::edge::{ChildRole, Edge, EdgePerms, Perms};
 use crate::executor::Executor;
@@ -120,6 +121,21 @@ impl Rig {
             assert_eq!(check.number(key), 0, "{key}: {}", check.errors);
         }
     }
+}
+
+/// Makes an image of version 2 with one snapshot, whose name is short, one of version 3 whose
+/// snapshot does not say how long the disk was.
+pub(super) fn forget_disk_sizes(rig: &Rig, name: &str) {
+    let mut bytes = rig.bytes(name);
+    let at = usize::try_from(Header::parse(&bytes).unwrap().snapshots.offset).unwrap();
+    // Its extra data is gone, and the names follow at once.
+    let names = bytes[at + 64..at + 68].to_vec();
+    bytes[at + 36..at + 40].fill(0);
+    bytes[at + 40..at + 44].copy_from_slice(&names);
+    bytes[7] = 3;
+    bytes[96..104].copy_from_slice(&[0, 0, 0, 4, 0, 0, 0, 104]);
+    bytes[72..96].fill(0);
+    rig.set_bytes(name, &bytes);
 }
 
 /// What `qemu-img check` found.

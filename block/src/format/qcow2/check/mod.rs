@@ -134,7 +134,7 @@ async fn mend(file: &Edge, header: &Header, repair: Repair) -> Result<CheckRepor
         }
     };
     file.flush().await?;
-    if repair == Repair::All && !incomplete.is_empty() {
+    if repair == Repair::All && done.check_errors == 0 && !incomplete.is_empty() {
         snapshots::complete(file, &incomplete, &mut done).await?;
     }
     done.messages.retain(|message| matches!(message, Message::Repair(_)));
