@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use clap::Args;
-use ferry_block::{IoBuf, WriteFlags};
+use clap::{Args, ValueEnum};
+use ferry_block::{IoBuf, RingChoice, WriteFlags};
 
 use crate::failure::{Failure, Result};
 use crate::naming::Reading;
@@ -26,6 +26,9 @@ pub struct Arguments {
     /// Flush after so many writes
     #[arg(long, default_value_t = 0)]
     flush_interval: u64,
+    /// How requests are made of the host
+    #[arg(short = 'i', value_name = "AIO", value_enum, default_value = "native")]
+    aio: Aio,
     /// Accepted: flushes never wait for other requests
     #[arg(long)]
     no_drain: bool,
@@ -54,6 +57,26 @@ pub struct Arguments {
     filename: String,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Aio {
+    /// By threads that block
+    Threads,
+    /// By io_uring, or threads where the host refuses it
+    Native,
+    /// The same as native
+    #[value(name = "io_uring")]
+    IoUring,
+}
+
+impl Aio {
+    fn ring(self) -> RingChoice {
+        match self {
+            Aio::Threads => RingChoice::ThreadPool,
+            Aio::Native | Aio::IoUring => RingChoice::Auto,
+        }
+    }
+}
+
 /// The requests to make.
 struct Plan {
     len: usize,
@@ -77,7 +100,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     }
     let (offset, len) = (size::parse(&arguments.offset)?, size::parse(&arguments.size)?);
     let step = arguments.step.as_deref().map_or(Ok(len), size::parse)?;
-    Session::run(arguments.image.objects(), async |session| {
+    Session::run_on(arguments.aio.ring(), arguments.image.objects(), async |session| {
         let cache = Cache::parse(&arguments.t)?;
         let access = arguments.write.then_some(Access::Write);
         let request = arguments.image.request(&arguments.filename, access);

@@ -203,7 +203,9 @@ fn a_format_that_is_not_understood_is_never_taken_for_raw() {
 #[test]
 fn a_measurement_tells_how_long_it_took() {
     let Some(rig) = Rig::new() else { return };
-    for arguments in ["bench -c 200 -f raw a.raw", "bench -w -c 50 -s 64k -S 128k -f raw a.raw"] {
+    let [reads, writes] =
+        ["bench -c 200 -f raw a.raw", "bench -w -c 50 -s 64k -S 128k -f raw a.raw"];
+    for arguments in [reads, writes, "bench -c 50 -i threads -f raw a.raw"] {
         let output = rig.ours(arguments);
         let text = String::from_utf8_lossy(&output.stdout);
         let theirs = rig.run("qemu-img", arguments);

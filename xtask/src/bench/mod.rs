@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: ferry beside QEMU and other peers, with the same guest or client, in the same run, row by row.
 
 mod convert;
+mod direct;
 mod disk;
 mod migration;
 mod nbd;
@@ -66,6 +67,7 @@ pub(crate) fn run(wanted: &Wanted) -> Result<()> {
     disk::measure(&bench, &mut table, "tmpfs", &PathBuf::from("/dev/shm"), false)?;
     disk::measure(&bench, &mut table, "disk", &disk_folder, true)?;
     migration::measure(&bench, &mut table)?;
+    direct::measure(&bench, &mut table, &disk_folder)?;
     nbd::measure(&bench, &mut table, &disk_folder)?;
     convert::measure(&bench, &mut table)?;
     println!("\nhost: {:?}; each figure is the median of its rounds", host::kind());

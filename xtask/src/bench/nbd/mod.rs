@@ -1,8 +1,11 @@
-//! Images over NBD, with no guest: the same requests by fio to `ferry storage`, to QEMU's storage daemon and to nbdkit.
+//! Images over NBD, with no guest: the same requests by fio to `ferry storage`, to QEMU's storage daemon and to nbdkit;
+//! and to a bare loop over a raw file as the limit.
 
+mod bare;
 mod cost;
 mod server;
 
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -12,9 +15,10 @@ use serde_json::Value;
 use super::table::{Better, Pair, Table};
 use super::{Bench, median};
 
+use bare::Bare;
 use server::{Image, Program, Server};
 
-const FILE_BYTES: u64 = 1 << 30;
+pub(super) const FILE_BYTES: u64 = 1 << 30;
 /// So large that random writes hardly meet: each allocates.
 const FRESH_BYTES: u64 = 64 << 30;
 const ROUNDS: usize = 3;
@@ -38,7 +42,7 @@ const SEQUENTIAL: [Load; 2] =
 
 /// What the disk under the servers holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Content {
+pub(super) enum Content {
     Raw,
     /// A qcow2 image whose clusters are all there.
     Allocated,
@@ -47,7 +51,7 @@ enum Content {
 }
 
 impl Content {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Content::Raw => "raw",
             Content::Allocated => "qcow2",
@@ -55,7 +59,7 @@ impl Content {
         }
     }
 
-    fn format(self) -> &'static str {
+    pub(super) fn format(self) -> &'static str {
         if self == Content::Raw { "raw" } else { "qcow2" }
     }
 }
@@ -103,11 +107,12 @@ fn compare(
     load: Load,
     folder: &Path,
 ) -> Result<()> {
-    let path = folder.join("image");
+    let (path, raw) = (folder.join("image"), folder.join("raw"));
     if content != Content::Fresh {
         make(&path, content)?;
+        image::filled(&raw, FILE_BYTES)?;
     }
-    let mut rounds: Vec<[Figures; 2]> = Vec::new();
+    let (mut rounds, mut limits) = (Vec::<[Figures; 2]>::new(), Vec::new());
     for _ in 0..ROUNDS {
         let [ferry, peer] = programs.map(|program| {
             if content == Content::Fresh {
@@ -117,13 +122,22 @@ fn compare(
             run(&Server::start(program, image)?, load, bench.wanted.seconds)
         });
         rounds.push([ferry?, peer?]);
+        if content == Content::Fresh {
+            std::fs::remove_file(&path)?;
+            File::create(&raw)?.set_len(FRESH_BYTES)?;
+        }
+        limits.push(limit(&raw, load, bench.wanted.seconds)?);
     }
-    std::fs::remove_file(&path)?;
+    std::fs::remove_file(&raw)?;
+    if content != Content::Fresh {
+        std::fs::remove_file(&path)?;
+    }
     let pairs = |of: fn(&Figures) -> f64| -> Vec<Pair> {
         rounds.iter().map(|round| round.each_ref().map(of)).collect()
     };
     let unit = if load.bytes < 1 << 20 { "IOPS" } else { "MiB/s" };
-    table.row(row, unit, Better::Larger, pairs(|figures| figures.rate), None);
+    let rates = pairs(|figures| figures.rate);
+    table.row(row, unit, Better::Larger, rates, Some(median(limits)));
     let cpu = pairs(|figures| figures.cpu_us);
     let middle = median(cpu.iter().map(|[ferry, _]| *ferry).collect());
     if middle > 0.0 {
@@ -132,7 +146,7 @@ fn compare(
     Ok(())
 }
 
-fn make(path: &Path, content: Content) -> Result<()> {
+pub(super) fn make(path: &Path, content: Content) -> Result<()> {
     if content == Content::Raw {
         return image::filled(path, FILE_BYTES);
     }
@@ -149,20 +163,33 @@ fn make(path: &Path, content: Content) -> Result<()> {
 }
 
 fn run(server: &Server, load: Load, seconds: u64) -> Result<Figures> {
+    let before = server.cpu()?;
+    let (rate, done) = fio(&server.uri(), load, seconds)?;
+    let cpu = server.cpu()? - before;
+    Ok(Figures { rate, cpu_us: cpu * 1e6 / done })
+}
+
+/// The rate of a bare loop over a raw file.
+fn limit(path: &Path, load: Load, seconds: u64) -> Result<f64> {
+    let server = Bare::start(path)?;
+    let (rate, _) = fio(&server.uri(), load, seconds)?;
+    server.end()?;
+    Ok(rate)
+}
+
+/// What a client gets: requests or MiB a second, and how many requests in all.
+fn fio(uri: &str, load: Load, seconds: u64) -> Result<(f64, f64)> {
     let mut fio = command::program("fio", "fio")?;
     fio.args(["--name=load", "--ioengine=nbd", "--time_based", "--output-format=json"]);
-    fio.args(["--norandommap", "--randrepeat=0"]).arg(format!("--uri={}", server.uri()));
+    fio.args(["--norandommap", "--randrepeat=0"]).arg(format!("--uri={uri}"));
     fio.arg(format!("--rw={}", load.rw)).arg(format!("--bs={}", load.bytes));
     fio.arg(format!("--iodepth={}", load.depth)).arg(format!("--runtime={seconds}"));
-    let before = server.cpu()?;
     let said = command::output(&mut fio)?;
-    let cpu = server.cpu()? - before;
     // It greets the server before it reports.
     let report = said.find('{').and_then(|start| said.get(start..)).context("fio tells nothing")?;
     let report: Value = serde_json::from_str(report)?;
     let side = if load.rw.contains("read") { "read" } else { "write" };
     let field = |name: &str| report["jobs"][0][side][name].as_f64().context("fio tells nothing");
     let (iops, bytes, done) = (field("iops")?, field("bw_bytes")?, field("total_ios")?);
-    let rate = if load.bytes < 1 << 20 { iops } else { bytes / f64::from(1 << 20) };
-    Ok(Figures { rate, cpu_us: cpu * 1e6 / done })
+    Ok((if load.bytes < 1 << 20 { iops } else { bytes / f64::from(1 << 20) }, done))
 }
