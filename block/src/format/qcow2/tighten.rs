@@ -25,7 +25,7 @@ pub(super) async fn tighten(file: &Edge, keep: u64) -> Result<()> {
         share(&mut image, &gone, false).await?;
         image.write_refcounts().await?;
     }
-    while image.drop_empty_blocks().await? {}
+    image.drop_empty_blocks().await?;
     image.trim_file().await
 }
 

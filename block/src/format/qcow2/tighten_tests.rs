@@ -79,3 +79,68 @@ fn clusters_of_a_data_file_have_no_refcounts_to_lower() {
     rig.assert_clean("a");
     rig.qemu_io("a", &["read -P 0 0 1M", "write -P 4 0 1M", "read -P 4 0 1M"]);
 }
+
+/// Makes the image one with `blocks` more refcount blocks, each of which says of nothing that it is
+/// in use but of the next one.
+fn chain_blocks(rig: &Rig, blocks: u64) {
+    const PER_BLOCK: u64 = 256;
+    const TABLE: u64 = 100;
+    let mut bytes = rig.bytes("a");
+    let first = Header::parse(&bytes).unwrap().refcount_table_offset;
+    let first = word(&bytes, first);
+    bytes.resize(usize::try_from(512 * PER_BLOCK * blocks).unwrap(), 0);
+    let mut put = |at: u64, data: &[u8]| {
+        let at = usize::try_from(at).unwrap();
+        bytes[at..at + data.len()].copy_from_slice(data);
+    };
+    let clusters = (blocks + 1) * 8 / 512 + 1;
+    put(48, &(TABLE * 512).to_be_bytes());
+    put(56, &u32::try_from(clusters).unwrap().to_be_bytes());
+    put(TABLE * 512, &first.to_be_bytes());
+    (TABLE..TABLE + clusters).for_each(|cluster| put(first + cluster * 2, &[0, 1]));
+    let mut before = first;
+    for index in 1..=blocks {
+        // The last cluster that the block before describes.
+        let at = (index * PER_BLOCK - 1) * 512;
+        put(before + (PER_BLOCK - 1) * 2, &[0, 1]);
+        put(TABLE * 512 + index * 8, &at.to_be_bytes());
+        before = at;
+    }
+    rig.set_bytes("a", &bytes);
+}
+
+#[test]
+fn a_chain_of_blocks_that_describe_each_other_takes_a_few_reads_of_each() {
+    let rig = Rig::new();
+    let small = CreateOptions { cluster_size: 512, ..CreateOptions::new(MIB) };
+    rig.create("a", &small);
+    chain_blocks(&rig, 500);
+    assert_eq!(tables(&rig).0, 501);
+    let stats = rig.on("a", async |file| {
+        tighten(file, u64::MAX).await.unwrap();
+        file.node().stats()
+    });
+    assert_eq!(tables(&rig).0, 1);
+    assert!(rig.bytes("a").len() <= 200 * 512);
+    assert!(stats.read.ops < 3 * 501, "{} reads", stats.read.ops);
+    assert!(stats.write.ops + stats.flush.ops < 32, "{stats:?}");
+    // Blocks that contradict each other are left alone.
+    chain_blocks(&rig, 20);
+    let mut bytes = rig.bytes("a");
+    bytes[100 * 512 + 16 * 8..][..8].fill(0);
+    rig.set_bytes("a", &bytes);
+    let error = rig.on("a", async |file| tighten(file, u64::MAX).await).unwrap_err();
+    assert!(error.to_string().contains("is in use, but its refcount is 0"), "{error}");
+    assert_eq!(rig.bytes("a"), bytes);
+}
+
+#[test]
+fn the_end_of_an_enormous_file_is_found_by_its_refcounts() {
+    let rig = Rig::new();
+    rig.create("a", &CreateOptions { cluster_size: 512, ..CreateOptions::new(MIB) });
+    let len = rig.bytes("a").len() as u64;
+    let file = std::fs::File::options().write(true).open(rig.path("a")).unwrap();
+    file.set_len(1 << 50).unwrap();
+    rig.on("a", async |file| tighten(file, u64::MAX).await).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), len);
+}

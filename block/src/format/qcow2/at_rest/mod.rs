@@ -7,7 +7,10 @@
 //!
 //! Refcounts change in memory first. [`AtRest::write_refcounts`] makes them durable, and each
 //! operation keeps the order that makes a crash harmless: raised before the first reference is
-//! written, lowered after the last reference is durably gone. At worst clusters leak.
+//! written, lowered after the last reference is durably gone. At worst clusters leak. What can be
+//! given up then is for `surplus` to find.
+
+mod surplus;
 
 use std::collections::BTreeMap;
 
@@ -168,54 +171,6 @@ impl<'a> AtRest<'a> {
         self.change(offset, bytes, false).await?;
         // The old table's own refcounts: there is no table to move any more.
         Box::pin(self.write_refcounts()).await
-    }
-
-    /// Gives up the refcount blocks that say of nothing but themselves that it is in use; whether
-    /// there were any. That may empty the blocks that describe them.
-    pub(super) async fn drop_empty_blocks(&mut self) -> Result<bool> {
-        // A block that waits to be written must not be forgotten.
-        self.write_refcounts().await?;
-        let geometry = self.geometry();
-        let mut dropped = Vec::new();
-        for place in 0..self.table.len() {
-            let (index, at) = (place as u64, self.table[place]);
-            let own = geometry.cluster_index(at);
-            let describes_itself = geometry.refcount_table_index(own) == index;
-            let Some(block) = self.block(index).await? else { continue };
-            let mut others = block.bytes.clone();
-            if describes_itself {
-                put_refcount(&mut others, geometry.refcount_block_index(own), 0, geometry);
-            }
-            if others.iter().all(|byte| *byte == 0) {
-                dropped.push((at, describes_itself));
-                self.table[place] = 0;
-                self.table_changed = true;
-            }
-            // An image may have more blocks than are worth keeping.
-            self.blocks.remove(&index);
-        }
-        // Nothing points to them any more when their own refcounts are lowered.
-        self.write_refcounts().await?;
-        for (at, _) in dropped.iter().filter(|(_, describes_itself)| !describes_itself) {
-            self.change(*at, geometry.cluster_size(), false).await?;
-        }
-        self.write_refcounts().await?;
-        Ok(!dropped.is_empty())
-    }
-
-    /// Cuts the file off behind its last cluster in use. One that cannot be shortened stays as it is.
-    pub(super) async fn trim_file(&mut self) -> Result<()> {
-        while self.end > 1 && self.refcount(self.end - 1).await? == 0 {
-            self.end -= 1;
-        }
-        let len = self.end << self.geometry().cluster_bits();
-        if len >= self.file.len() {
-            return Ok(());
-        }
-        match self.file.resize(len).await {
-            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
-            other => other,
-        }
     }
 
     /// Makes the header durable, and everything written before it.
