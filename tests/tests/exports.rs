@@ -210,3 +210,45 @@ fn a_layer_may_be_written_while_nobody_above_minds() {
         io(daemon, "base", &["read -P 5 0 64k"])
     });
 }
+
+/// The disk grows where it is kept, then here, below a filter; requests wait for it and go on.
+#[test]
+fn a_disk_that_grew_where_it_is_kept_grows_here() {
+    need::test(&[DAEMON, UTILS], || {
+        for (kept, must_go) in [(Daemon::ferry(&OPTIONS)?, false), (Daemon::qemu(&OPTIONS)?, true)]
+        {
+            let there = format!("server.type=unix,server.path={},export=disk", kept.path("nbd"));
+            let here = Daemon::ferry(&[
+                &format!("--blockdev=driver=nbd,node-name=n0,reconnect-delay=20,{there}"),
+                "--object=throttle-group,id=g0",
+                "--blockdev=driver=throttle,node-name=t0,throttle-group=g0,file=n0",
+                "--blockdev=driver=raw,node-name=f0,file=t0",
+                "--nbd-server=addr.type=unix,addr.path=DIR/nbd",
+                "--export=nbd,id=e0,node-name=f0,name=disk,writable=on",
+            ])?;
+            let (mut far, mut near) = (kept.qmp()?, here.qmp()?);
+            let bigger = json!({"node-name": "f0", "size": 4 << 20});
+            let early = near.execute("block_resize", bigger.clone())?;
+            let text = format!("{early:?}");
+            ensure!(text.contains("has 1048576 bytes, says its server"), "{text}");
+            if must_go {
+                // It refuses to resize what it exports.
+                far.call("block-export-del", json!({"id": "e0", "mode": "hard"}))?;
+                far.wait_event("the end", 0, LIMIT, |event| {
+                    event["event"] == "BLOCK_EXPORT_DELETED"
+                })?;
+            }
+            far.call("block_resize", bigger.clone())?;
+            if must_go {
+                let export = json!({"type": "nbd", "id": "e0", "node-name": "f0", "name": "disk",
+                    "writable": true});
+                far.call("block-export-add", export)?;
+            }
+            io(&here, "disk", &["write -P 1 0 64k"])?;
+            near.call("block_resize", bigger)?;
+            io(&here, "disk", &["write -P 2 3M 64k", "read -P 2 3M 64k", "read -P 1 0 64k"])?;
+            io(&kept, "disk", &["read -P 2 3M 64k", "read -P 1 0 64k"])?;
+        }
+        Ok(())
+    });
+}

@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Qcow2Driver;
 use crate::node::BlockNode;
 use crate::protocol::file::FileDriver;
+use crate::protocol::nbd::NbdDriver;
 
 /// The generation marks of a graph's writable images at one moment, by node name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +58,9 @@ impl BlockGraph {
         for node in children_first(&self.nodes()).into_iter().filter(|node| !node.is_active()) {
             if let Some(file) = node.driver::<FileDriver>() {
                 file.refresh_len().await?;
+            }
+            if let Some(disk) = node.driver::<NbdDriver>() {
+                disk.refresh_len().await?;
             }
             if let Some(image) = node.driver::<Qcow2Driver>() {
                 image.refresh().await?;

@@ -4,8 +4,9 @@
 //!
 //! A client learns the size of an export when it connects. `NBD_CMD_RESIZE` is an experiment on a
 //! branch of the protocol's text (`extension-resize`) that no released server or client has, so it
-//! is not here either: a node that was resized has its new size for every connection made later, and
-//! our client takes over a larger one when it connects again.
+//! is not here either: a node that was resized has its new size for every connection made later. Our
+//! client asks for it over one connection more when its node is to be resized
+//! ([`crate::protocol::nbd::look_again`]).
 
 pub(crate) mod proto;
 mod server;

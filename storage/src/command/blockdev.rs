@@ -5,6 +5,7 @@ use ferry_api::command::{
     BlockResize, BlockdevCreate, BlockdevDel, BlockdevOptions, BlockdevReopen, BlockdevSetActive,
 };
 use ferry_block::job::create::{self, CreateImage};
+use ferry_block::protocol::nbd;
 use ferry_block::{BackendKind, BlockGraph, BlockNode, EdgePerms, Error, ErrorKind, Perms};
 
 use super::{Result, Storage, carry_over};
@@ -70,6 +71,7 @@ impl Storage {
             }
             // It may wait for the user already, with all requests held up.
             graph.check_no_job(&node)?;
+            nbd::look_again(&node).await?;
             let perms = EdgePerms { needs: Perms::RESIZE, shares: Perms::ALL };
             let own = graph.add_backend(BackendKind::Job, "block_resize", &node, perms)?;
             let drained = graph.drain(&node, &[own.id()]).await;

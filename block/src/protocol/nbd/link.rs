@@ -26,6 +26,8 @@ pub(super) struct Link {
     /// Held while there is one request: whoever waits for its reply has nothing else to do.
     expecting: Cell<Option<Counted>>,
     wake_writer: Notify,
+    /// Carries to their ends what it has, and nothing else.
+    retired: Cell<bool>,
     over: Cell<bool>,
 }
 
@@ -44,6 +46,7 @@ impl Link {
             executor: executor.clone(),
             expecting: Cell::default(),
             wake_writer: Notify::new(),
+            retired: Cell::new(false),
             over: Cell::new(false),
         });
         let (reader, writer, owner) = (Rc::clone(&link), Rc::clone(&link), Rc::downgrade(session));
@@ -81,6 +84,23 @@ impl Link {
     /// A request that it carried is answered.
     pub(super) fn answered(&self) {
         self.carries(self.in_flight.get().saturating_sub(1));
+        self.leave_if_done();
+    }
+
+    /// Takes leave when what it carries is answered; nothing may be sent over it any more.
+    pub(super) fn retire(&self) {
+        self.retired.set(true);
+        self.leave_if_done();
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    fn leave_if_done(&self) {
+        if self.retired.get() && self.in_flight.get() == 0 {
+            self.disconnect();
+        }
     }
 
     fn carries(&self, requests: usize) {

@@ -12,7 +12,7 @@ mod negotiate;
 mod options;
 mod session;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
@@ -39,6 +39,8 @@ pub struct NbdDriver {
     session: Rc<Session>,
     options: NbdOptions,
     limits: Limits,
+    /// Bytes. The server's disk may have become longer: a node changes its length when it is told to.
+    len: Cell<u64>,
 }
 
 /// The sessions of a graph by node name.
@@ -90,6 +92,20 @@ pub fn abandonable(graph: &BlockGraph) -> Vec<String> {
     let sessions = sessions.0.borrow();
     let alive = sessions.iter().filter(|(_, session)| session.strong_count() != 0);
     alive.map(|(name, _)| name.clone()).collect()
+}
+
+/// Asks the server of the disk that `node` passes everything to how long that is now, for
+/// [`BlockNode::resize`] to go by. Requests go on meanwhile. Other disks are left alone.
+///
+/// # Errors
+/// The server does not accept one connection more in time, or has another disk there now.
+pub async fn look_again(node: &BlockNode) -> Result<()> {
+    for node in std::iter::successors(Some(node.clone()), BlockNode::filtered) {
+        if let Some(disk) = node.driver::<NbdDriver>() {
+            disk.session.look_again().await?;
+        }
+    }
+    Ok(())
 }
 
 /// What the server says of the first bytes of a range, read as if it were their allocation.
@@ -150,7 +166,14 @@ impl NbdDriver {
             max_zeroes: longest & !(block - 1),
             discard_granularity: facts.min_block,
         };
-        NbdDriver { session, options, limits }
+        NbdDriver { session, options, limits, len: Cell::new(whole_sectors(facts.size)) }
+    }
+
+    /// Takes the length over that the server's disk has now.
+    pub(crate) async fn refresh_len(&self) -> Result<()> {
+        self.session.look_again().await?;
+        self.len.set(whole_sectors(self.session.facts().size));
+        Ok(())
     }
 
     async fn request(&self, command: Command) -> Result<Answer> {
@@ -203,7 +226,7 @@ impl BlockDriver for NbdDriver {
     }
 
     fn len(&self) -> u64 {
-        whole_sectors(self.session.facts().size)
+        self.len.get()
     }
 
     fn filename(&self) -> Option<String> {
@@ -285,10 +308,18 @@ impl BlockDriver for NbdDriver {
     }
 
     async fn resize(&self, len: u64) -> Result<()> {
+        let (there, name) = (self.session.facts().size, self.options.filename());
+        if len == whole_sectors(there) {
+            self.len.set(len);
+        }
         if len == self.len() {
             return Ok(());
         }
-        let context = format!("{} has the size that its server says", self.options.filename());
+        let context = if len < self.len() {
+            format!("{name} cannot be shortened while it is in use over NBD")
+        } else {
+            format!("{name} has {there} bytes, says its server: it has to be resized there first")
+        };
         Err(Error::new(ErrorKind::Unsupported, context))
     }
 
@@ -320,3 +351,7 @@ mod data_tests;
 #[cfg(test)]
 #[path = "outage_tests.rs"]
 mod outage_tests;
+
+#[cfg(test)]
+#[path = "growth_tests.rs"]
+mod growth_tests;

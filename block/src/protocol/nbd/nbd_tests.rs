@@ -113,23 +113,14 @@ fn a_disk_that_grows_is_seen_with_the_next_connection() {
         let disk = rig.graph.open(&disk).await.unwrap();
         let server = rig.serve().await;
         rig.export(&server).await;
-        let old = rig.connect(NbdOptions { reconnect_delay: 30, ..rig.options() }).await.unwrap();
+        let old = rig.connect(rig.options()).await.unwrap();
         disk.resize(1 << 20).await.unwrap();
-        assert_eq!(old.len(), 4096);
         let mut again = BlockdevOptions::new(DriverOptions::Nbd(rig.options()));
         again.node_name = Some("again".to_owned());
         let new = rig.graph.open(&again).await.unwrap();
         assert_eq!(new.len(), 1 << 20);
         new.write(8192, IoBuf::from_vec(b"new"), WriteFlags::NONE).await.unwrap();
-        // The old one hears of it when it has to connect again.
-        server.stop().await;
-        let server = rig.serve().await;
-        rig.export(&server).await;
-        let back = IoBuf::alloc(3);
-        old.read(0, back.clone()).await.unwrap();
-        assert_eq!(old.len(), 1 << 20);
-        old.read(8192, back.clone()).await.unwrap();
-        assert_eq!(back.to_vec(), b"new");
+        assert_eq!(old.len(), 4096);
     });
 }
 

@@ -2,6 +2,10 @@
 //!
 //! A request belongs to the session. It is sent over a link; when the link breaks it is sent over
 //! another, or over the next one that comes up. Reads and writes can be repeated without harm.
+//!
+//! A server says how long the disk is when a connection begins, and may hold it to that until it
+//! ends. So a disk that has grown is carried on over new links, and those from before end with their
+//! last answers.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -18,14 +22,16 @@ use super::link::Link;
 use super::negotiate::Facts;
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
-use crate::nbd::proto::export;
-use crate::net::within;
+use crate::nbd::proto::{HeaderStyle, export};
+use crate::net::{Stream, within};
 
 /// Time between two attempts to connect: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(30);
+/// How long a server that works may take to accept one connection more.
+const ONE_MORE: Duration = Duration::from_secs(10);
 
 /// What can be said of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,9 +131,11 @@ impl Session {
         if !self.facts.get().can(export::CAN_MULTI_CONN) {
             return;
         }
-        for _ in 1..wanted.min(16) {
-            match within(&self.executor, ATTEMPT, connect(&self.executor, &self.target)).await {
-                Some(Ok((stream, facts))) if facts.style == self.facts.get().style => {
+        while self.current_links() < wanted.clamp(1, 16) as usize {
+            let connected = within(&self.executor, ATTEMPT, connect(&self.executor, &self.target));
+            match connected.await {
+                _ if self.state.get() != State::Up => return,
+                Some(Ok((stream, facts))) if self.check_same_disk(&facts).is_ok() => {
                     self.links.borrow_mut().push(Link::start(self, stream, facts));
                 }
                 Some(Err(error)) => {
@@ -137,6 +145,11 @@ impl Session {
                 _ => return,
             }
         }
+    }
+
+    /// How many links take new requests.
+    fn current_links(&self) -> usize {
+        self.links.borrow().iter().filter(|link| !link.is_retired()).count()
     }
 
     pub(super) fn executor(&self) -> &Executor {
@@ -172,7 +185,9 @@ impl Session {
 
     /// Hands a request to the link with the least to do.
     fn send(&self, key: usize) {
-        let link = self.links.borrow().iter().min_by_key(|link| link.in_flight()).cloned();
+        let links = self.links.borrow();
+        let current = links.iter().filter(|link| !link.is_retired());
+        let link = current.min_by_key(|link| link.in_flight());
         let mut requests = self.requests.borrow_mut();
         let (Some(link), Some(entry)) = (link, requests.get_mut(key)) else { return };
         entry.link = Some(link.id());
@@ -213,21 +228,25 @@ impl Session {
 
     /// A link broke: what it carried goes another way, now or later.
     pub(super) fn link_lost(self: &Rc<Self>, id: u64, error: Error) {
-        let before = self.links.borrow().len();
-        self.links.borrow_mut().retain(|link| link.id() != id);
-        if self.links.borrow().len() == before || self.state.get() == State::Over {
+        let place = self.links.borrow().iter().position(|link| link.id() == id);
+        let Some(place) = place else { return };
+        let link = self.links.borrow_mut().swap_remove(place);
+        let carried = self.unanswered(|link| link == Some(id));
+        if link.is_retired() && carried.is_empty() {
             return;
         }
         tracing::warn!("{}: {error}", self.target.options.filename());
         self.why.replace(Some(error));
-        let carried = self.unanswered(|link| link == Some(id));
         for key in &carried {
             if let Some(entry) = self.requests.borrow_mut().get_mut(*key) {
                 entry.link = None;
             }
         }
-        if !self.links.borrow().is_empty() {
+        if self.current_links() != 0 {
             carried.into_iter().for_each(|key| self.send(key));
+            return;
+        }
+        if self.state.get() != State::Up {
             return;
         }
         self.state.set(State::Waiting);
@@ -308,23 +327,19 @@ async fn reconnect(session: Weak<Session>) {
         drop(this);
         let connected = within(&executor, ATTEMPT, connect(&executor, &target)).await;
         let Some(this) = session.upgrade() else { return };
-        if this.state.get() == State::Over {
+        if matches!(this.state.get(), State::Up | State::Over) {
             return;
         }
-        match connected.unwrap_or_else(|| Err(Error::new(ErrorKind::TimedOut, "no answer"))) {
-            Ok((stream, facts)) if this.is_same_disk(&facts) => {
-                this.facts.set(facts);
-                this.state.set(State::Up);
-                this.links.borrow_mut().push(Link::start(&this, stream, facts));
-                for key in this.unanswered(|link| link.is_none()) {
-                    this.send(key);
-                }
+        let connected = connected.unwrap_or_else(|| Err(no_answer()));
+        let checked = connected.and_then(|(stream, facts)| {
+            this.check_same_disk(&facts)?;
+            Ok((stream, facts))
+        });
+        match checked {
+            Ok((stream, facts)) => {
+                this.go_on_over(stream, facts);
                 this.add_links().await;
                 return;
-            }
-            Ok(_) => {
-                let text = "another disk is exported there now";
-                this.why.replace(Some(Error::new(ErrorKind::Io, text)));
             }
             Err(error) => {
                 this.why.replace(Some(error));
@@ -337,14 +352,70 @@ async fn reconnect(session: Weak<Session>) {
 }
 
 impl Session {
-    /// Whether requests that were made for what was there before make sense now.
-    fn is_same_disk(&self, now: &Facts) -> bool {
-        let before = self.facts.get();
-        now.size >= before.size
-            && now.flags & export::READ_ONLY == before.flags & export::READ_ONLY
-            && now.min_block <= before.min_block
-            && now.max_payload >= before.max_payload
+    /// Asks the server, over one connection more, how long the disk is now. If it has grown, this
+    /// and others made after it take the place of all links.
+    ///
+    /// # Errors
+    /// The server does not accept one more in time, or has another disk there now.
+    pub(super) async fn look_again(self: &Rc<Self>) -> Result<()> {
+        let connecting = connect(&self.executor, &self.target);
+        let connected = within(&self.executor, ONE_MORE, connecting).await;
+        let (stream, facts) = connected.unwrap_or_else(|| {
+            let text = format!("{} accepts no connection more", self.target.options.filename());
+            Err(no_answer().context(text))
+        })?;
+        self.check_same_disk(&facts)?;
+        // What the old links have answered is made durable over them: another connection's flush
+        // need not do that.
+        if self.state.get() == State::Up && self.facts.get().can(export::SEND_FLUSH) {
+            self.request(Command::Flush).await?;
+        }
+        match self.state.get() {
+            State::Over => return Err(self.failure()),
+            State::Up if facts.size <= self.facts.get().size => {
+                Link::start(self, stream, facts).disconnect();
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.links.borrow().iter().for_each(|link| link.retire());
+        self.go_on_over(stream, facts);
+        let this = Rc::clone(self);
+        drop(self.executor.spawn(async move { this.add_links().await }));
+        Ok(())
     }
+
+    /// Takes what a new connection says for what holds now, and sends over it whatever waits.
+    fn go_on_over(self: &Rc<Self>, stream: Stream, facts: Facts) {
+        self.facts.set(facts);
+        self.state.set(State::Up);
+        self.links.borrow_mut().push(Link::start(self, stream, facts));
+        self.unanswered(|link| link.is_none()).into_iter().for_each(|key| self.send(key));
+    }
+
+    /// Whether requests that were made for what was there before make sense now.
+    fn check_same_disk(&self, now: &Facts) -> Result<()> {
+        let before = self.facts.get();
+        let refuse = |text: String| {
+            let text = format!("another disk is exported there now: {text}");
+            Err(Error::new(ErrorKind::Io, text))
+        };
+        if now.size < before.size {
+            return refuse(format!("it has {} bytes, not {}", now.size, before.size));
+        }
+        if now.flags & export::READ_ONLY != before.flags & export::READ_ONLY {
+            return refuse("one of the two is read-only".to_owned());
+        }
+        let shorter = before.style == HeaderStyle::Extended && now.style != HeaderStyle::Extended;
+        if shorter || now.min_block > before.min_block || now.max_payload < before.max_payload {
+            return refuse("it does not take requests as they were taken before".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn no_answer() -> Error {
+    Error::new(ErrorKind::TimedOut, "no answer")
 }
 
 impl Future for Waiting {
