@@ -215,6 +215,11 @@ impl BlockBackend {
         self.0.gate.is_quiet()
     }
 
+    /// How many requests are inside its gate.
+    pub fn in_flight(&self) -> u32 {
+        self.0.gate.inside.get()
+    }
+
     /// Free text for queries, such as the path of the device that uses it.
     pub fn tag(&self) -> Option<String> {
         self.0.tag.borrow().clone()

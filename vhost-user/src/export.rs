@@ -55,6 +55,8 @@ struct Inner {
 struct Client {
     stream: Rc<UnixStream>,
     device: Rc<Device>,
+    /// It has hung up, or we have.
+    gone: Cell<bool>,
 }
 
 impl Export {
@@ -156,15 +158,21 @@ impl Inner {
         let id = &self.options.id;
         let vacant = self.changed.wait_until(|| self.client.borrow().is_none());
         if within(&self.executor, SUCCESSION, vacant).await.is_none() {
-            tracing::warn!("export '{id}' has a front end, so another one is turned away");
-            return;
+            return match self.left_behind() {
+                Some(requests) => tracing::warn!(
+                    "export '{id}': a front end is turned away, for the storage has not answered \
+                     {requests} requests of the one before"
+                ),
+                None => tracing::warn!("export '{id}' has a front end, so another is turned away"),
+            };
         }
         let device = match self.device() {
             Ok(device) => device,
             Err(error) => return tracing::error!("export '{id}': {error}"),
         };
         let stream = Rc::new(stream);
-        let client = Client { stream: Rc::clone(&stream), device: Rc::clone(&device) };
+        let gone = Cell::new(false);
+        let client = Client { stream: Rc::clone(&stream), device: Rc::clone(&device), gone };
         self.client.replace(Some(client));
         let farewell = self.executor.spawn(Rc::clone(self).farewell(Rc::clone(&stream)));
         let (this, session) = (Rc::clone(self), Session::new(&self.executor, stream, device));
@@ -179,13 +187,33 @@ impl Inner {
         }));
     }
 
+    /// How many requests of a front end that is gone the storage has not answered; nothing if there is none
+    /// or it is there.
+    fn left_behind(&self) -> Option<u32> {
+        let gone = self.client.borrow().as_ref().is_some_and(|client| client.gone.get());
+        gone.then(|| self.backend.in_flight())
+    }
+
     /// Gives the requests of a front end up that wait at the gate once it is gone, until it is cancelled: whoever
     /// shut the gate may keep it shut for hours, and the next front end finds them in its ring.
+    ///
+    /// What the storage has is waited for, however long that takes: a write that comes late would destroy what
+    /// the next front end has written.
     async fn farewell(self: Rc<Self>, stream: Rc<UnixStream>) {
+        let id = &self.options.id;
         if let Err(error) = self.executor.hung_up(stream.as_raw_fd()).await {
-            return tracing::warn!("export '{}': {error}", self.options.id);
+            return tracing::warn!("export '{id}': {error}");
+        }
+        if let Some(client) = &*self.client.borrow() {
+            client.gone.set(true);
         }
         let _retired = self.backend.retire_for_now();
+        self.executor.sleep(SUCCESSION).await;
+        let requests = self.backend.in_flight();
+        tracing::warn!(
+            "export '{id}': the front end is gone, but the storage has not answered {requests} of its \
+             requests; the next one has to wait for that"
+        );
         std::future::pending().await
     }
 }

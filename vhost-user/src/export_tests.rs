@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::sync::mpsc;
 
+use ferry_block::testing::{Effect, Fault, SimDisk, SimOp};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -63,11 +64,14 @@ fn closing_hangs_up() {
 /// again where its disk is served next.
 #[test]
 fn closing_leaves_requests_that_are_held_up_in_the_ring() {
+    let (drained, is_drained) = mpsc::channel();
     let (send, waits) = mpsc::channel();
     let (closed, is_closed) = mpsc::channel();
     let front = move |socket: &Path| {
         let mut front = FrontEnd::up(socket);
+        is_drained.recv().unwrap();
         front.request(1, 0);
+        front.wait_taken();
         send.send(()).unwrap();
         front.expect_hang_up();
         is_closed.recv().unwrap();
@@ -80,15 +84,14 @@ fn closing_leaves_requests_that_are_held_up_in_the_ring() {
             let (graph, export) = (graph.clone(), export.clone());
             drop(graph.executor().clone().spawn(async move {
                 let (executor, node) = (graph.executor(), graph.node("d0").unwrap());
-                let drained = graph.drain(&node, &[]).await;
+                let section = graph.drain(&node, &[]).await;
+                drained.send(()).unwrap();
                 while waits.try_recv().is_err() {
                     executor.sleep(Duration::from_millis(1)).await;
                 }
-                // Until it has been taken from the ring.
-                executor.sleep(Duration::from_millis(50)).await;
                 within(executor, Duration::from_secs(5), export.close()).await.unwrap();
                 assert!(!export.has_client());
-                drop(drained);
+                drop(section);
                 closed.send(()).unwrap();
             }));
         },
@@ -106,11 +109,10 @@ fn a_front_end_that_leaves_takes_requests_that_are_held_up_with_it() {
             let mut first = FrontEnd::up(socket);
             is_drained.recv().unwrap();
             first.request(1, 0);
+            first.wait_taken();
             if asks_for_the_ring {
                 first.send(11, &ring(0, 0), &[]);
             }
-            // Until it has been taken from the ring.
-            std::thread::sleep(Duration::from_millis(50));
             let memory = first.memory.clone();
             drop(first);
             let mut second = FrontEnd::up(socket);
@@ -138,6 +140,54 @@ fn a_front_end_that_leaves_takes_requests_that_are_held_up_with_it() {
             },
         );
     }
+}
+
+/// A front end leaves with a write that the storage has: it may come late, so nobody else writes before it has.
+#[test]
+fn what_the_storage_has_is_waited_for_and_told_of() {
+    let (tell, is_told) = mpsc::channel();
+    let (healed, is_healed) = mpsc::channel();
+    let front = move |socket: &Path| {
+        let mut first = FrontEnd::up(socket);
+        first.request(1, 0);
+        first.wait_taken();
+        drop(first);
+        FrontEnd::connect(socket).expect_hang_up();
+        tell.send(()).unwrap();
+        is_healed.recv().unwrap();
+        let mut second = FrontEnd::up(socket);
+        second.request(1, 0);
+        second.wait_event(&second.call);
+        assert_eq!((second.used(), second.status()), (1, 0));
+    };
+    against_export(
+        |_| {},
+        front,
+        |graph, export| {
+            let (graph, export) = (graph.clone(), export.clone());
+            let node = graph.node("d0").unwrap();
+            let disk = node.driver::<SimDisk>().unwrap().clone();
+            disk.inject(Fault::once(SimOp::Write, Effect::Hang));
+            drop(graph.executor().clone().spawn(async move {
+                let executor = graph.executor();
+                assert_eq!(export.0.left_behind(), None);
+                while is_told.try_recv().is_err() {
+                    executor.sleep(Duration::from_millis(1)).await;
+                }
+                assert_eq!(export.0.left_behind(), Some(1));
+                disk.heal();
+                within(executor, Duration::from_secs(5), async {
+                    while export.has_client() {
+                        executor.sleep(Duration::from_millis(1)).await;
+                    }
+                })
+                .await
+                .unwrap();
+                assert_eq!(export.0.left_behind(), None);
+                healed.send(()).unwrap();
+            }));
+        },
+    );
 }
 
 #[test]

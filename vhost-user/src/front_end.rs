@@ -13,6 +13,7 @@ use ferry_block::net::SocketAddress;
 use ferry_block::testing::{SimDisk, SimOptions};
 use ferry_block::{BlockGraph, Clock, Executor, NodeOptions};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -222,6 +223,22 @@ impl FrontEnd {
         self.next = index;
         self.memory.store(index.to_le(), GuestAddress(AVAIL + 2), Ordering::Release).unwrap();
         self.kick.write(1).unwrap();
+    }
+
+    /// Waits until the back end has seen what was offered: it has taken the ring's count, and answers a question
+    /// that was asked after that, so it has looked into the ring meanwhile.
+    pub(crate) fn wait_taken(&self) {
+        let epoll = Epoll::new().unwrap();
+        let interest = EpollEvent::new(EventSet::IN, 0);
+        epoll.ctl(ControlOperation::Add, self.kick.as_raw_fd(), interest).unwrap();
+        for _ in 0..5000 {
+            if epoll.wait(0, &mut [EpollEvent::default()]).unwrap() == 0 {
+                self.ask_word(1);
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("nobody heard");
     }
 
     pub(crate) fn used(&self) -> u16 {
