@@ -25,5 +25,8 @@ pub(crate) use timeout::{Raced, race};
 
 /// A connection that broke.
 pub(crate) fn lost(error: io::Error) -> Error {
+    if tls::is_refusal(&error) {
+        return tls::handshake_error(&error);
+    }
     Error::from_io(error, "the connection is lost").with_kind(ErrorKind::Disconnected)
 }

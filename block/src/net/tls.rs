@@ -171,6 +171,13 @@ impl Write for Wire<'_> {
     }
 }
 
+/// Whether the other side has said that it does not go on. With TLS 1.3 a client takes the handshake for
+/// done before its certificate is looked at, so it hears of that where it expects data.
+pub(super) fn is_refusal(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(inner, Some(rustls::Error::AlertReceived(_)))
+}
+
 /// What a handshake that failed means to people.
 pub(super) fn handshake_error(error: &io::Error) -> Error {
     let context = if error.kind() == io::ErrorKind::UnexpectedEof {

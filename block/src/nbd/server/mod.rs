@@ -239,7 +239,7 @@ impl Server {
             Raced::Second(Some(Ok(None))) => return,
             Raced::Second(Some(Ok(Some(agreed)))) => agreed,
             Raced::Second(Some(Err(error))) => {
-                tracing::info!("{peer} is refused: {error}");
+                tracing::warn!("{peer} is refused: {error}");
                 return;
             }
         };

@@ -367,6 +367,56 @@ fn tls_between_us() {
     });
 }
 
+/// What a client hears that shows what is in `dir` and expects a server of that name.
+fn tls_refusal(dir: &Path, options: NbdOptions, name: Option<&str>) -> Error {
+    let executor = Executor::new(Clock::real()).unwrap();
+    let graph = BlockGraph::new(executor.clone());
+    executor.block_on(async {
+        let creds =
+            TlsCredsOptions { dir: text(dir), endpoint: TlsEndpoint::Client, verify_peer: true };
+        TlsCreds::load(&executor, &creds).await.unwrap().register(&graph, "tls0").unwrap();
+        let options = NbdOptions {
+            tls_creds: Some("tls0".to_owned()),
+            tls_hostname: name.map(str::to_owned),
+            // Waiting and trying again cannot help, so there is an answer at once.
+            open_timeout: 1000,
+            ..options
+        };
+        graph.open(&BlockdevOptions::new(DriverOptions::Nbd(options))).await.unwrap_err()
+    })
+}
+
+#[test]
+fn who_is_refused_by_tls_is_told_why() {
+    let (ours, disk, socket) = folder(SMALL);
+    let [theirs, nothing, mixed] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    certificates(ours.path());
+    certificates(theirs.path());
+    let copy = |file: &str, from: &tempfile::TempDir, to: &tempfile::TempDir| {
+        std::fs::copy(from.path().join(file), to.path().join(file)).unwrap();
+    };
+    copy("ca-cert.pem", &ours, &nothing);
+    copy("ca-cert.pem", &ours, &mixed);
+    copy("client-cert.pem", &theirs, &mixed);
+    copy("client-key.pem", &theirs, &mixed);
+    let dir = text(ours.path());
+    with_server(&disk, SocketAddress::unix(&socket), Some(&dir), |_name| {
+        let cases = [
+            (&theirs, Some("localhost"), "TLS handshake failed: invalid peer certificate"),
+            (&nothing, Some("localhost"), "TLS handshake failed: received fatal alert: Cert"),
+            (&mixed, Some("localhost"), "TLS handshake failed: received fatal alert: "),
+            (&ours, Some("example.org"), "not valid for name \"example.org\""),
+            (&ours, None, "TLS over a local socket needs 'tls-hostname'"),
+        ];
+        for (dir, name, expected) in cases {
+            let error = tls_refusal(dir.path(), at(&socket, "disk"), name);
+            assert!(error.to_string().contains(expected), "{error}");
+            let kinds = [ErrorKind::PermissionDenied, ErrorKind::InvalidArgument];
+            assert!(kinds.contains(&error.kind()), "{error:?}");
+        }
+    });
+}
+
 #[test]
 fn tls_with_others() {
     let (folder, disk, socket) = folder(SMALL);
