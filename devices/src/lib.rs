@@ -17,6 +17,8 @@ pub mod power;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod virtio;
 
 /// A clock that a device is given: time since an origin that the device names. Devices never read a

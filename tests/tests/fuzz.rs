@@ -12,6 +12,7 @@ use ferry_block::testing::{
     Rng, fuzz_names, fuzz_nbd_client, fuzz_nbd_server, fuzz_qcow2, fuzz_qcow2_at_rest, name_seeds,
     nbd_client_seeds, nbd_server_seeds, qcow2_seeds,
 };
+use ferry_devices::testing::{device_seeds, fuzz_devices};
 use ferry_migration::testing::{destination_seeds, fuzz_destination};
 use ferry_tests::artifact::workspace;
 use ferry_tests::time;
@@ -128,6 +129,11 @@ fn clients_of_qmp_do_no_harm() {
 #[test]
 fn guests_that_arrive_do_no_harm() {
     hunt("migration", fuzz_destination, &destination_seeds());
+}
+
+#[test]
+fn state_of_devices_does_no_harm() {
+    hunt("devices", fuzz_devices, &device_seeds());
 }
 
 #[test]
