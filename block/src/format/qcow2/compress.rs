@@ -12,6 +12,7 @@ use std::rc::Rc;
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::entry::{Cluster, Compressed, L2Entry};
+use super::gate::Pass;
 use super::header::Compression;
 use super::image::Image;
 use crate::buf::IoBuf;
@@ -98,8 +99,7 @@ impl Image {
     }
 
     /// Writes whole clusters compressed, and the rest as it is.
-    pub(super) async fn write_compressed(&self, at: u64, from: IoBuf) -> Result<()> {
-        let pass = self.gate.enter().await;
+    pub(super) async fn write_compressed(&self, at: u64, from: IoBuf, pass: Pass) -> Result<()> {
         self.run(|image| async move {
             let size = image.geometry().cluster_size();
             let end = at + from.len() as u64;

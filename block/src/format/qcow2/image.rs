@@ -11,7 +11,7 @@ use super::cache::{SliceCache, Snapshot};
 use super::compress::Decompressed;
 use super::flush::Flushes;
 use super::frees::Frees;
-use super::gate::Gate;
+use super::gate::{Closed, Gate, Pass};
 use super::geometry::Geometry;
 use super::header::{Autoclear, Header, Incompatible, Version};
 use super::map::Map;
@@ -189,7 +189,22 @@ impl Image {
         self.header.replace(header);
     }
 
-    /// Refuses changes to an image that is not ours, or broken. Before the first change of all
+    /// Begins a request that changes something. While it waited for the gate the image may have come to
+    /// rest, or have been given up: only behind the gate is known whether there was a first change.
+    pub(super) async fn enter_to_change(&self) -> Result<Pass> {
+        let pass = self.gate.enter().await;
+        self.begin_change().await?;
+        Ok(pass)
+    }
+
+    /// The same for what changes the whole image.
+    pub(super) async fn close_to_change(&self) -> Result<Closed> {
+        let closed = self.gate.close().await;
+        self.begin_change().await?;
+        Ok(closed)
+    }
+
+    /// Refuses changes to an image that is not ours, or broken. Called behind the gate. Before the first change of all
     /// the header says that there was one.
     pub(super) async fn begin_change(&self) -> Result<()> {
         match self.condition.get() {

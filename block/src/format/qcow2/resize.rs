@@ -22,9 +22,8 @@ const MAX_IN_DATA: u64 = 1 << 28;
 impl Image {
     /// Makes the disk `len` bytes long. What it grows by reads as zeroes. The gate is closed still.
     pub(super) async fn resize(&self, len: u64) -> Result<Closed> {
-        self.begin_change().await?;
         self.run(|image| async move {
-            let closed = image.gate.close().await;
+            let closed = image.close_to_change().await?;
             let old = image.size.get();
             image.check_length(len)?;
             if len < old {
@@ -40,9 +39,8 @@ impl Image {
 
     /// Takes every cluster of the disk away. The gate is closed still.
     pub(super) async fn make_empty(&self) -> Result<Closed> {
-        self.begin_change().await?;
         self.run(|image| async move {
-            let closed = image.gate.close().await;
+            let closed = image.close_to_change().await?;
             image.remove_after(0).await?;
             image.flush().await?;
             Ok(closed)
@@ -53,8 +51,7 @@ impl Image {
     /// Gives a place to every cluster of a range, without writing to it: what is allocated reads as
     /// zeroes. With `space` the host's room for it is taken, too.
     pub(super) async fn preallocate(&self, range: Range<u64>, space: bool) -> Result<()> {
-        self.begin_change().await?;
-        let pass = self.gate.enter().await;
+        let pass = self.enter_to_change().await?;
         self.run(|image| async move {
             let mut at = range.start;
             while at < range.end && at < image.size.get() {

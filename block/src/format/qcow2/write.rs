@@ -23,16 +23,14 @@ use crate::error::Result;
 impl Image {
     /// Writes `from` at `at`.
     pub(super) async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
-        if self.condition.get() != Condition::Changed {
-            Box::pin(self.begin_change()).await?;
-        }
-        if flags.compressed {
-            return Box::pin(self.write_compressed(at, from)).await;
-        }
-        let pass = match self.gate.try_enter() {
+        let is_changed = || self.condition.get() == Condition::Changed;
+        let pass = match self.gate.try_enter().filter(|_| is_changed()) {
             Some(pass) => pass,
-            None => self.gate.enter().await,
+            None => Box::pin(self.enter_to_change()).await?,
         };
+        if flags.compressed {
+            return Box::pin(self.write_compressed(at, from, pass)).await;
+        }
         let result = match self.ready_place(at, from.len() as u64)? {
             Some((host, len)) if len == from.len() as u64 => {
                 // Durable by itself if the entries are.

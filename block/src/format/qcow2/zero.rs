@@ -34,8 +34,7 @@ enum Emptying {
 impl Image {
     /// Makes a range read as zeroes.
     pub(super) async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
-        self.begin_change().await?;
-        let pass = self.gate.enter().await;
+        let pass = self.enter_to_change().await?;
         self.run(|image| async move {
             let how = if flags.may_unmap { Emptying::Unmap } else { Emptying::Zero };
             image.check_can_zero(&range)?;
@@ -59,8 +58,7 @@ impl Image {
 
     /// The content of a range is no longer needed.
     pub(super) async fn discard(&self, range: Range<u64>) -> Result<()> {
-        self.begin_change().await?;
-        let pass = self.gate.enter().await;
+        let pass = self.enter_to_change().await?;
         self.run(|image| async move {
             let size = image.geometry().cluster_size();
             // The last cluster is whole where the disk ends.

@@ -22,10 +22,10 @@ use crate::open::BlockdevRef;
 use crate::testing::{Rng, SimDisk, SimOptions};
 use crate::{BackendKind, BlockBackend};
 
-const SECTOR: u64 = 512;
-const DISK: u64 = 1 << 20;
+pub(super) const SECTOR: u64 = 512;
+pub(super) const DISK: u64 = 1 << 20;
 /// Tasks that write at once, each to sectors of its own, which share clusters with others.
-const TASKS: u64 = 6;
+pub(super) const TASKS: u64 = 6;
 
 /// What one sector may hold: one value after the other, and up to where they are done.
 #[derive(Clone, Default)]
@@ -98,57 +98,66 @@ impl Expected {
     }
 }
 
-struct Open {
-    executor: Executor,
-    graph: BlockGraph,
-    disk: SimDisk,
-    node: BlockNode,
+/// An image in use on a simulated disk.
+pub(super) struct Simulated {
+    pub(super) executor: Executor,
+    pub(super) graph: BlockGraph,
+    pub(super) disk: SimDisk,
+    pub(super) node: BlockNode,
     _root: BlockBackend,
 }
 
-/// An image on a simulated disk that holds `content`, or a new one.
-fn start(seed: u64, shape: &Shape, content: Option<&[u8]>) -> Open {
-    let executor = Executor::new(Clock::simulated()).unwrap();
-    let graph = BlockGraph::new(executor.clone());
-    let len = content.map_or(shape.device, |content| content.len() as u64);
-    let options = SimOptions { resizable: shape.device == 0, ..SimOptions::new(len, seed) };
-    let disk = SimDisk::new(&executor, options);
-    if let Some(content) = content {
-        disk.fill(0, content);
-    }
-    let (node, root) = executor.block_on(async {
-        let below = graph.add(Some("sim"), disk.clone(), NodeOptions::default()).await.unwrap();
-        let needs = Perms::CONSISTENT_READ | Perms::WRITE | Perms::RESIZE;
-        let edge =
-            graph.edge(&below, ChildRole::File, EdgePerms { needs, shares: Perms::ALL }).unwrap();
-        if content.is_none() {
-            create(&edge, None, &shape.create).await.unwrap();
-        } else if !shape.create.lazy_refcounts {
-            let report = check(&edge, None).await.unwrap();
-            assert_eq!((report.corruptions, report.check_errors), (0, 0), "{:?}", report.messages);
-            check(&edge, Some(Repair::Leaks)).await.unwrap();
+impl Simulated {
+    /// An image on a simulated disk that holds `content`, or a new one.
+    pub(super) fn start(seed: u64, shape: &Shape, content: Option<&[u8]>) -> Simulated {
+        let executor = Executor::new(Clock::simulated()).unwrap();
+        let graph = BlockGraph::new(executor.clone());
+        let len = content.map_or(shape.device, |content| content.len() as u64);
+        let options = SimOptions { resizable: shape.device == 0, ..SimOptions::new(len, seed) };
+        let disk = SimDisk::new(&executor, options);
+        if let Some(content) = content {
+            disk.fill(0, content);
         }
-        below.flush().await.unwrap();
-        drop(edge);
-        let options = Qcow2Options {
-            l2_cache_size: shape.cache,
-            refcount_cache_size: shape.cache,
-            l2_cache_entry_size: shape.cache.map(|_| 512),
-            pass_discard_other: Some(seed.is_multiple_of(2)),
-            ..Qcow2Options::new(BlockdevRef::Name("sim".into()))
-        };
-        let node = graph.open(&blockdev(options)).await.unwrap();
-        let root = graph.add_backend(BackendKind::Device, "d0", &node, EdgePerms::READ_WRITE);
-        (node, root.unwrap())
-    });
-    Open { executor, graph, disk, node, _root: root }
+        let (node, root) = executor.block_on(async {
+            let below = graph.add(Some("sim"), disk.clone(), NodeOptions::default()).await.unwrap();
+            let needs = Perms::CONSISTENT_READ | Perms::WRITE | Perms::RESIZE;
+            let edge = graph
+                .edge(&below, ChildRole::File, EdgePerms { needs, shares: Perms::ALL })
+                .unwrap();
+            if content.is_none() {
+                create(&edge, None, &shape.create).await.unwrap();
+            } else if !shape.create.lazy_refcounts {
+                let report = check(&edge, None).await.unwrap();
+                assert_eq!(
+                    (report.corruptions, report.check_errors),
+                    (0, 0),
+                    "{:?}",
+                    report.messages
+                );
+                check(&edge, Some(Repair::Leaks)).await.unwrap();
+            }
+            below.flush().await.unwrap();
+            drop(edge);
+            let options = Qcow2Options {
+                l2_cache_size: shape.cache,
+                refcount_cache_size: shape.cache,
+                l2_cache_entry_size: shape.cache.map(|_| 512),
+                pass_discard_other: Some(seed.is_multiple_of(2)),
+                ..Qcow2Options::new(BlockdevRef::Name("sim".into()))
+            };
+            let node = graph.open(&blockdev(options)).await.unwrap();
+            let root = graph.add_backend(BackendKind::Device, "d0", &node, EdgePerms::READ_WRITE);
+            (node, root.unwrap())
+        });
+        Simulated { executor, graph, disk, node, _root: root }
+    }
 }
 
-struct Shape {
-    create: CreateOptions,
+pub(super) struct Shape {
+    pub(super) create: CreateOptions,
     /// Bytes of a device that cannot grow; 0 for a file.
-    device: u64,
-    cache: Option<u64>,
+    pub(super) device: u64,
+    pub(super) cache: Option<u64>,
 }
 
 /// One task's life: writes, zeroes, discards and flushes until the power fails.
@@ -211,7 +220,7 @@ fn crash_again_and_again(shape: &Shape, seed: u64, crashes: u64) {
     let mut expected = Expected::new();
     let mut content: Option<Vec<u8>> = None;
     for crash in 0..crashes {
-        let image = start(rng.bits(), shape, content.as_deref());
+        let image = Simulated::start(rng.bits(), shape, content.as_deref());
         let what = format!("seed {seed}, after crash {crash}");
         image.executor.block_on(async {
             let buf = IoBuf::alloc(usize::try_from(DISK).unwrap());

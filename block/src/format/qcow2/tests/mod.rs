@@ -9,3 +9,4 @@ mod random;
 mod resize;
 mod rig;
 mod size;
+mod storm;
