@@ -1,7 +1,9 @@
 //! Hostile input, for tests of other crates: what a source may say of the state of a machine's devices.
 
 use std::io;
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, Builder};
 use std::time::Duration;
 
 use ferry_block::testing::{SimDisk, SimOptions};
@@ -55,6 +57,15 @@ const SECTIONS: [(&str, &str); 7] = [
 /// # Panics
 /// There is a mistake in what is tested.
 pub fn fuzz_devices(data: &[u8]) -> u32 {
+    // A graph that other threads may reach stays until its own ends.
+    let outcome = thread::scope(|scope| {
+        let restoring = Builder::new().spawn_scoped(scope, || restore(data));
+        restoring.expect("a thread").join()
+    });
+    outcome.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+fn restore(data: &[u8]) -> u32 {
     let (mut sections, rest) = read(data);
     let executor = executor();
     let board = Board::new(&executor, memory(rest));
