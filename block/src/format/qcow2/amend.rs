@@ -5,7 +5,7 @@ use super::check::change_width;
 use super::expand::expand_zeroes;
 use super::geometry::Geometry;
 use super::header::{Autoclear, Compatible, Compression, Header, Incompatible, Version};
-use super::snapshot::complete_snapshots;
+use super::snapshot::{complete_snapshots, load_snapshots};
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -58,7 +58,8 @@ pub async fn amend(file: &Edge, options: &AmendOptions) -> Result<()> {
         expand_zeroes(&mut image).await?;
     } else {
         // Version 3 wants to know of each snapshot how long the disk was.
-        complete_snapshots(&mut image).await?;
+        let table = load_snapshots(file, &image.header).await?;
+        complete_snapshots(&mut image, table).await?;
     }
     // The tables may have moved.
     header = image.header.clone();

@@ -1,5 +1,6 @@
 use super::super::create::CreateOptions;
 use super::super::header::Version;
+use super::super::snapshot::load_snapshots;
 use super::super::test_rig::{Rig, forget_disk_sizes};
 use super::*;
 use crate::testing::Rng;
@@ -208,6 +209,68 @@ fn snapshots_that_do_not_say_how_long_the_disk_was_are_completed() {
     let left = checked(&rig, "a", Some(Repair::All));
     assert!(left.is_clean() && left.corruptions_fixed == 1, "{:?}", left.messages);
     rig.assert_clean("a");
+    rig.qemu_img(&["snapshot", "-a", "one", "a"]);
+    rig.qemu_io("a", &["read -P 1 0 1M"]);
+}
+
+/// Gives the snapshots of the image more extra data, so that they have these many bytes of it.
+fn stretch_snapshots(rig: &Rig, lengths: &[usize]) {
+    let mut bytes = rig.bytes("a");
+    let header = Header::parse(&bytes).unwrap();
+    let table = usize::try_from(header.snapshots.offset).unwrap();
+    let (mut at, mut new) = (table, Vec::new());
+    for len in lengths {
+        let short = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+        let names = short(at + 12) + short(at + 14);
+        new.extend(&bytes[at..at + 36]);
+        new.extend(u32::try_from(*len).unwrap().to_be_bytes());
+        new.extend(&bytes[at + 40..at + 64]);
+        new.extend((24..*len).map(|index| index.to_le_bytes()[0]));
+        new.extend(&bytes[at + 64..at + 64 + names]);
+        new.resize(new.len().next_multiple_of(8), 0);
+        at += (64 + names).next_multiple_of(8);
+    }
+    // It is the last thing in the file.
+    bytes.truncate(table);
+    bytes.extend(new);
+    rig.set_bytes("a", &bytes);
+}
+
+#[test]
+fn extra_data_of_snapshots_that_nobody_reads_is_cut_off_as_qemu_cuts_it() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    rig.create("a", &CreateOptions::new(8 << 20));
+    rig.qemu_io("a", &["write -P 1 0 1M"]);
+    rig.qemu_img(&["snapshot", "-c", "one", "a"]);
+    rig.qemu_io("a", &["write -P 2 0 64k"]);
+    rig.qemu_img(&["snapshot", "-c", "two", "a"]);
+    rig.qemu_img(&["snapshot", "-c", "three", "a"]);
+    stretch_snapshots(&rig, &[2000, 1024, 1025]);
+    let bad = rig.bytes("a");
+    // Who only uses the image must not lose anything by it.
+    let listed =
+        || rig.on("a", async |file| load_snapshots(file, &Header::load(file).await.unwrap()).await);
+    let refused = listed().unwrap_err();
+    assert!(refused.to_string().contains("snapshot 0 has 2000 bytes"), "{refused}");
+    let found = checked(&rig, "a", None);
+    assert_eq!((found.corruptions, found.leaks, found.check_errors), (2, 0, 0));
+    assert_eq!(rig.bytes("a"), bad);
+    let left = checked(&rig, "a", Some(Repair::All));
+    assert!(left.is_clean() && left.corruptions_fixed == 2, "{:?}", left.messages);
+    rig.assert_clean("a");
+    let (bytes, own) = (rig.bytes("a"), listed().unwrap());
+    // But for the refcounts and the table, which has moved, every cluster is what it was.
+    let clusters = |bytes: &[u8]| bytes.chunks(1 << 16).map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let (now, before) = (clusters(&bytes), clusters(&bad));
+    let moved = Header::parse(&bytes).unwrap().snapshots.offset >> 16;
+    let differ: Vec<usize> =
+        (0..now.len() - 1).filter(|&index| now[index] != before[index]).collect();
+    assert_eq!(differ, [0, 2, usize::try_from(moved).unwrap()]);
+    rig.set_bytes("a", &bad);
+    rig.qemu_img(&["check", "-q", "-r", "all", "a"]);
+    assert_eq!(own, listed().unwrap());
+    assert_eq!(own.snapshots[0].more.len(), 1000);
+    rig.set_bytes("a", &bytes);
     rig.qemu_img(&["snapshot", "-a", "one", "a"]);
     rig.qemu_io("a", &["read -P 1 0 1M"]);
 }

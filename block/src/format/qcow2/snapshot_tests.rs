@@ -111,7 +111,7 @@ fn what_is_not_there_or_cannot_be_is_refused() {
     let header = Header::parse(&bytes).unwrap();
     let at = usize::try_from(header.snapshots.offset).unwrap();
     // The L1 table's length, then the length of the extra data.
-    for (field, what) in [(8, "L1 table has"), (36, "extra data")] {
+    for (field, what) in [(8, "L1 table has"), (36, "before its 1 snapshots do")] {
         bytes[at + field] ^= 0x7f;
         rig.set_bytes("a", &bytes);
         let error = rig.on("a", async |file| apply_snapshot(file, "one").await).unwrap_err();

@@ -9,7 +9,7 @@
 //! 3. `rebuild` makes the refcount structures anew when they are what is broken;
 //! 4. `flags` looks at the entries that say that they are the only ones;
 //! 5. `misplaced` empties entries of clusters without data that cannot be where they are said to be;
-//! 6. `snapshots` adds what version 3 demands to be said of each.
+//! 6. `snapshots` adds what version 3 demands to be said of each, and takes off what is too much.
 //!
 //! Memory: a byte for each cluster in use, 1 GiB at most, and one table at a time.
 
@@ -110,7 +110,7 @@ async fn mend(file: &Edge, header: &Header, repair: Repair) -> Result<CheckRepor
     if repair == Repair::All && walk.report.check_errors == 0 {
         misplaced::empty_entries(&mut walk).await?;
     }
-    let incomplete = std::mem::take(&mut walk.incomplete_snapshots);
+    let faults = std::mem::take(&mut walk.snapshot_faults);
     let mut found = walk.report;
     let mut done = match repair {
         _ if found.check_errors != 0 => return Ok(found),
@@ -134,8 +134,8 @@ async fn mend(file: &Edge, header: &Header, repair: Repair) -> Result<CheckRepor
         }
     };
     file.flush().await?;
-    if repair == Repair::All && done.check_errors == 0 && !incomplete.is_empty() {
-        snapshots::complete(file, &incomplete, &mut done).await?;
+    if repair == Repair::All && done.check_errors == 0 && !faults.is_empty() {
+        snapshots::complete(file, &faults, &mut done).await?;
     }
     done.messages.retain(|message| matches!(message, Message::Repair(_)));
     done.messages.splice(0..0, found.messages);

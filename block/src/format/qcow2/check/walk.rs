@@ -10,7 +10,7 @@ use super::super::container::{read_at, read_words};
 use super::super::entry::{Cluster, L1Entry, L2Entry};
 use super::super::geometry::Geometry;
 use super::super::header::{Header, MAX_L1_BYTES, Table};
-use super::super::snapshot::load_snapshots;
+use super::super::snapshot::load_cut;
 use super::counts::Counts;
 use super::report::CheckReport;
 use super::{misplaced, snapshots};
@@ -30,8 +30,8 @@ pub(super) struct Walk<'a> {
     pub(super) report: CheckReport,
     /// L2 tables with entries that [`super::misplaced`] is for, and how often they are used.
     pub(super) misplaced: Vec<(u64, u64)>,
-    /// Snapshots that [`snapshots::complete`] is for, by their places in the table.
-    pub(super) incomplete_snapshots: Vec<usize>,
+    /// What is wrong with snapshots that [`snapshots::complete`] is for.
+    pub(super) snapshot_faults: Vec<String>,
     l1_tables: BTreeMap<(u64, u32), Uses>,
     l2_tables: BTreeMap<u64, Uses>,
 }
@@ -59,7 +59,7 @@ impl<'a> Walk<'a> {
             counts: Counts::default(),
             report,
             misplaced: Vec::new(),
-            incomplete_snapshots: Vec::new(),
+            snapshot_faults: Vec::new(),
             l1_tables: BTreeMap::new(),
             l2_tables: BTreeMap::new(),
         }
@@ -134,7 +134,7 @@ impl<'a> Walk<'a> {
     }
 
     async fn snapshots(&mut self) -> Result<()> {
-        let table = match load_snapshots(self.file, self.header).await {
+        let table = match load_cut(self.file, self.header).await {
             Ok(table) => table,
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 self.report.fail(format!("failed to read the snapshot table: {error}"));
@@ -142,11 +142,11 @@ impl<'a> Walk<'a> {
             }
             Err(error) => return Err(error),
         };
-        for (index, snapshot) in table.snapshots.iter().enumerate() {
-            if snapshot.is_incomplete(self.geometry.version()) {
-                self.report.corrupt(snapshots::text(index));
-                self.incomplete_snapshots.push(index);
-            }
+        self.snapshot_faults = snapshots::faults(&table, self.geometry.version());
+        for fault in &self.snapshot_faults {
+            self.report.corrupt(fault);
+        }
+        for snapshot in &table.snapshots {
             let whose = format!("snapshot {} ({})", snapshot.id, snapshot.name);
             self.add_l1(&whose, snapshot.l1, false);
         }

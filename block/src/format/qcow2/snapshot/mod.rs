@@ -13,5 +13,6 @@ pub(super) use ops::complete_snapshots;
 pub use ops::{Moment, apply_snapshot, create_snapshot, delete_snapshot};
 pub use select::SnapshotRef;
 pub(super) use select::load_header;
+pub(super) use table::load_cut;
 pub use table::{Snapshot, SnapshotTable, load_snapshots};
 pub(super) use tree::{load_l1, share};

@@ -3,7 +3,7 @@
 use super::super::at_rest::AtRest;
 use super::super::container::{write_at, write_words};
 use super::super::header::{MAX_SNAPSHOTS, Table};
-use super::table::{Snapshot, load_snapshots, serialise};
+use super::table::{Snapshot, SnapshotTable, load_snapshots, serialise};
 use super::tree::{Flags, load_l1, refresh_active, set_flags, share};
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
@@ -114,10 +114,13 @@ pub async fn delete_snapshot(file: &Edge, id_or_name: &str) -> Result<()> {
 }
 
 /// Version 3 wants to know of each snapshot how long the disk was: what says nothing had the length
-/// of now.
-pub(in super::super) async fn complete_snapshots(image: &mut AtRest<'_>) -> Result<()> {
-    let mut table = load_snapshots(image.file, &image.header).await?;
-    if table.snapshots.iter().all(|snapshot| snapshot.disk_size.is_some()) {
+/// of now. What `table` has cut off goes for good.
+pub(in super::super) async fn complete_snapshots(
+    image: &mut AtRest<'_>,
+    mut table: SnapshotTable,
+) -> Result<()> {
+    let complete = table.snapshots.iter().all(|snapshot| snapshot.disk_size.is_some());
+    if complete && table.cut.is_empty() {
         return Ok(());
     }
     for snapshot in &mut table.snapshots {

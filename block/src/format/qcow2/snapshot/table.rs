@@ -52,6 +52,9 @@ pub struct SnapshotTable {
     pub snapshots: Vec<Snapshot>,
     /// Bytes of the table in the file.
     pub bytes: u64,
+    /// Places of the snapshots whose extra data was too long and has lost its end, and how many bytes
+    /// it had.
+    pub(in super::super) cut: Vec<(usize, usize)>,
 }
 
 /// Reads the snapshot table of an image.
@@ -59,6 +62,17 @@ pub struct SnapshotTable {
 /// # Errors
 /// `Corrupt` when the table is cut off or says impossible things.
 pub async fn load_snapshots(file: &Edge, header: &Header) -> Result<SnapshotTable> {
+    let table = load_cut(file, header).await?;
+    if let Some((index, len)) = table.cut.first() {
+        let context =
+            format!("snapshot {index} has {len} bytes of extra data, more than {MAX_EXTRA}");
+        return Err(Error::new(ErrorKind::Corrupt, context));
+    }
+    Ok(table)
+}
+
+/// [`load_snapshots`] for a repair, which cuts off extra data that is too long.
+pub(in super::super) async fn load_cut(file: &Edge, header: &Header) -> Result<SnapshotTable> {
     let Table { offset, entries } = header.snapshots;
     if entries == 0 {
         return Ok(SnapshotTable::default());
@@ -67,7 +81,7 @@ pub async fn load_snapshots(file: &Edge, header: &Header) -> Result<SnapshotTabl
     let mut len = FIRST_READ.min(there);
     loop {
         let bytes = read_at(file, offset, usize::try_from(len).unwrap_or(0)).await?;
-        match parse(&bytes, entries)? {
+        match parse(&bytes, entries) {
             Some(table) => return Ok(table),
             None if len < there => len = there.min(len * 8),
             None => {
@@ -82,35 +96,32 @@ pub async fn load_snapshots(file: &Edge, header: &Header) -> Result<SnapshotTabl
 }
 
 /// Parses a table; `None` if more bytes are needed.
-fn parse(bytes: &[u8], entries: u32) -> Result<Option<SnapshotTable>> {
+fn parse(bytes: &[u8], entries: u32) -> Option<SnapshotTable> {
     let mut reader = Reader::new(bytes);
-    let mut snapshots = Vec::new();
-    for index in 0..entries {
-        let Some(snapshot) = parse_one(&mut reader, index)? else { return Ok(None) };
-        snapshots.push(snapshot);
+    let mut table = SnapshotTable::default();
+    for _ in 0..entries {
+        let (snapshot, extra_len) = parse_one(&mut reader)?;
+        if extra_len > MAX_EXTRA {
+            table.cut.push((table.snapshots.len(), extra_len));
+        }
+        table.snapshots.push(snapshot);
     }
-    Ok(Some(SnapshotTable { snapshots, bytes: (bytes.len() - reader.left()) as u64 }))
+    table.bytes = (bytes.len() - reader.left()) as u64;
+    Some(table)
 }
 
-fn parse_one(reader: &mut Reader<'_>, index: u32) -> Result<Option<Snapshot>> {
+/// The next snapshot, and how many bytes of extra data it has.
+fn parse_one(reader: &mut Reader<'_>) -> Option<(Snapshot, usize)> {
     let before = reader.left();
-    let Some(fixed) = Fixed::parse(reader) else { return Ok(None) };
-    if fixed.extra_len > MAX_EXTRA {
-        let context = format!(
-            "snapshot {index} has {} bytes of extra data, more than {MAX_EXTRA}",
-            fixed.extra_len
-        );
-        return Err(Error::new(ErrorKind::Corrupt, context));
-    }
-    let parts =
-        (reader.take(fixed.extra_len), reader.take(fixed.id_len), reader.take(fixed.name_len));
-    let (Some(extra), Some(id), Some(name)) = parts else { return Ok(None) };
-    let mut extra = Reader::new(extra);
+    let fixed = Fixed::parse(reader)?;
+    let extra = reader.take(fixed.extra_len)?;
+    let (id, name) = (reader.take(fixed.id_len)?, reader.take(fixed.name_len)?);
+    let mut extra = Reader::new(&extra[..extra.len().min(MAX_EXTRA)]);
     let (long_size, disk_size, icount) = (extra.u64(), extra.u64(), extra.u64());
     let used = before - reader.left();
     // The last entry's padding may be cut off.
     reader.take(padding(used).len().min(reader.left()));
-    Ok(Some(Snapshot {
+    let snapshot = Snapshot {
         vm_state_size: long_size.unwrap_or(fixed.snapshot.vm_state_size),
         disk_size,
         icount: icount.filter(|&count| count != u64::MAX),
@@ -118,7 +129,8 @@ fn parse_one(reader: &mut Reader<'_>, index: u32) -> Result<Option<Snapshot>> {
         id: String::from_utf8_lossy(id).into_owned(),
         name: String::from_utf8_lossy(name).into_owned(),
         ..fixed.snapshot
-    }))
+    };
+    Some((snapshot, fixed.extra_len))
 }
 
 /// The part of an entry that has always the same length.
