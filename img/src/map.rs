@@ -35,13 +35,16 @@ pub struct Arguments {
 
 /// One line of the map.
 #[derive(Clone, Debug, PartialEq)]
-struct Entry {
+pub(crate) struct Entry {
     start: u64,
-    len: u64,
+    /// Bytes.
+    pub(crate) len: u64,
     depth: usize,
     present: bool,
-    zero: bool,
-    data: bool,
+    /// They read as zeroes.
+    pub(crate) zero: bool,
+    /// They have a place.
+    pub(crate) data: bool,
     offset: Option<u64>,
     file: Option<String>,
 }
@@ -151,7 +154,7 @@ impl Lines {
 
 /// What was found out of the images that were met, by node name.
 #[derive(Default)]
-struct Known {
+pub(crate) struct Known {
     /// The tables of qcow2 images.
     places: BTreeMap<String, Places>,
     /// The extent that was asked for last. Clusters are looked up one by one, and to look at all that
@@ -177,7 +180,7 @@ impl Known {
     async fn find(&mut self, node: &BlockNode, at: u64) -> Result<(Option<u64>, u64)> {
         let Some(driver) = node.driver::<Qcow2Driver>() else { return Ok((Some(at), u64::MAX)) };
         if !self.places.contains_key(node.name()) {
-            let places = Places::load(driver.file()).await?;
+            let places = Places::load(driver.file(), driver.header()).await?;
             self.places.insert(node.name().to_owned(), places);
         }
         match self.places.get_mut(node.name()) {
@@ -200,7 +203,7 @@ impl Known {
 }
 
 /// What the bytes from `at` are, in the first image of the chain that says so.
-async fn entry(top: &BlockNode, known: &mut Known, at: u64, end: u64) -> Result<Entry> {
+pub(crate) async fn entry(top: &BlockNode, known: &mut Known, at: u64, end: u64) -> Result<Entry> {
     let mut node = top.skip_filters();
     if let Some(status) = chosen_status(&node, at..end).await? {
         return Ok(of_status(&node, at, status));

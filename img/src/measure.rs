@@ -1,15 +1,15 @@
 //! `measure`: how long an image would get.
 
 use clap::Args;
-use ferry_block::ExtentKind;
 use ferry_block::format::qcow2::Qcow2Driver;
 use ferry_block::format::qcow2::bitmap::load_directory;
 use ferry_block::format::qcow2::create::Preallocation;
-use ferry_block::format::qcow2::header::Version;
+use ferry_block::format::qcow2::header::{Header, Version};
 use serde_json::json;
 
 use crate::create::RawOptions;
 use crate::failure::{Failure, Result};
+use crate::map::{Known, entry};
 use crate::naming::Copying;
 use crate::output::{Output, print, print_json};
 use crate::qcow2::{Needs, NewQcow2, bitmap_needs, needs};
@@ -39,6 +39,9 @@ pub struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     let size = arguments.size.as_deref().map(size::parse).transpose()?;
+    if arguments.filename.is_none() && arguments.source.describes_source() {
+        return Err(Failure::new("--image-opts, -f, and -l require a filename argument."));
+    }
     let needs = Session::run(arguments.source.objects(), async |session| {
         match (&arguments.filename, size) {
             (Some(name), None) => {
@@ -75,6 +78,8 @@ async fn measure(arguments: &Arguments, size: u64, source: Option<&Image>) -> Re
     match arguments.target_format.as_str() {
         "raw" => {
             RawOptions::parse(&arguments.options)?;
+            // Disks are whole sectors.
+            let size = size.next_multiple_of(512);
             Ok(Needs { required: size, fully_allocated: size, bitmaps: None })
         }
         "qcow2" => {
@@ -99,13 +104,13 @@ async fn measure(arguments: &Arguments, size: u64, source: Option<&Image>) -> Re
     }
 }
 
-/// Bytes of the clusters that hold data.
+/// Bytes of the clusters that hold data. Holes in a file that has many are none.
 async fn data_in_clusters(image: &Image, cluster: u64) -> Result<u64> {
-    let (mut at, mut data) = (0, 0);
+    let (mut at, mut data, mut known) = (0, 0, Known::default());
     while at < image.len() {
-        let extent = image.node.map_above(None, at..image.len()).await?;
-        let mut end = at + extent.len;
-        if extent.kind == ExtentKind::Data {
+        let found = entry(&image.node, &mut known, at, image.len()).await?;
+        let mut end = at + found.len;
+        if found.data && !found.zero {
             end = end.next_multiple_of(cluster);
             data += end - at / cluster * cluster;
         }
@@ -117,7 +122,8 @@ async fn data_in_clusters(image: &Image, cluster: u64) -> Result<u64> {
 /// What the bitmaps in an image take in another; `None` if its format can have none.
 async fn bitmaps_of(image: &Image, cluster: u64) -> Result<Option<u64>> {
     let Some(driver) = image.node.driver::<Qcow2Driver>() else { return Ok(None) };
-    let header = driver.header();
+    // Of the image, also when one of its snapshots is shown, which has none.
+    let header = Header::load(&driver.file()).await?;
     if header.geometry.version() < Version::V3 {
         return Ok(None);
     }

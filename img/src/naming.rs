@@ -72,6 +72,12 @@ impl Copying {
         self.image.objects()
     }
 
+    /// Whether something was said that only makes sense of an image.
+    pub(crate) fn describes_source(&self) -> bool {
+        let Naming { format, image_opts, .. } = &self.image.naming;
+        self.has_snapshot() || *image_opts || format.is_some()
+    }
+
     /// Whether it is a snapshot that is read.
     pub(crate) fn has_snapshot(&self) -> bool {
         self.snapshot.is_some()

@@ -170,8 +170,8 @@ impl Session {
                 Location::File(_) | Location::Protocol(_) => Value::Null,
             },
         };
-        if request.alone && options["driver"] == "qcow2" {
-            options["backing"] = Value::Null;
+        if request.alone {
+            leave_alone(&mut options);
         }
         if let Some(snapshot) = request.snapshot {
             if options["driver"] != "qcow2" {
@@ -274,6 +274,15 @@ impl Session {
     /// Closes an image that nothing was written to.
     pub(crate) fn forget(&self, image: Image) {
         self.graph.disown(&image.node);
+    }
+}
+
+/// Takes away what is below an image, which may have filters on top.
+fn leave_alone(options: &mut Value) {
+    if options["driver"] == "qcow2" {
+        options["backing"] = Value::Null;
+    } else if let Some(file) = options.get_mut("file").filter(|file| file.is_object()) {
+        leave_alone(file);
     }
 }
 

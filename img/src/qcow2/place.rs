@@ -19,9 +19,8 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// The tables of the image in `file`.
-    pub(crate) async fn load(file: Edge) -> Result<Places> {
-        let header = Header::load(&file).await?;
+    /// The tables of the disk that `header` describes, in the image in `file`.
+    pub(crate) async fn load(file: Edge, header: Header) -> Result<Places> {
         let l1 = read(&file, header.l1.offset, u64::from(header.l1.entries) * 8).await?;
         let hollow = !header.geometry.has_external_data() && is_hollow(&file, &header).await?;
         Ok(Places { file, header, l1, hollow, l2: None })

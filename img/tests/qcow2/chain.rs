@@ -234,3 +234,33 @@ fn what_the_user_puts_below_is_committed_to() {
     assert_eq!(fs::read(rig.path("base.qcow2")).unwrap(), before);
     rig.qemu_io("other.qcow2", &["read -P 9 0 64k"]);
 }
+
+#[test]
+fn an_image_behind_filters_is_committed_and_emptied() {
+    let Some(rig) = Rig::empty() else { return };
+    let image = |depth: usize| {
+        let file = "file.".repeat(depth);
+        format!("{file}driver=qcow2,{file}file.driver=file,{file}file.filename=top.qcow2")
+    };
+    for options in [
+        format!("driver=copy-on-read,{}", image(1)),
+        format!("driver=compress,{}", image(1)),
+        format!("driver=copy-on-read,file.driver=compress,{}", image(2)),
+    ] {
+        for (keep, what) in [("", "top.qcow2"), (" -d", "base.qcow2")] {
+            rig.qemu_img("create -q -f qcow2 base.qcow2 4M");
+            rig.qemu_img("create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2 8M");
+            rig.qemu_io("top.qcow2", &["write -P 9 1M 1M", "write -P 8 6M 64k"]);
+            rig.qemu_img("convert -O raw top.qcow2 before.raw");
+            rig.both(&format!("commit -d --image-opts {options}"));
+            rig.ours(&format!("commit{keep} --image-opts {options}"));
+            for image in ["base.qcow2", "top.qcow2"] {
+                rig.qemu_img(&format!("check {image}"));
+                rig.same_content("before.raw", image);
+            }
+            let map = rig.qemu_img("map top.qcow2").stdout;
+            let above = String::from_utf8_lossy(&map).contains("top.qcow2");
+            assert_eq!(above, what == "base.qcow2", "{options}{keep}");
+        }
+    }
+}

@@ -4,6 +4,7 @@
 
 mod chain;
 mod copy;
+mod measure;
 #[path = "../rig/mod.rs"]
 mod rig;
 
