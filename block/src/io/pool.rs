@@ -135,8 +135,9 @@ impl Pool {
 
     fn queue(&self, job: Job) {
         let mut queue = lock(&self.shared.queue);
-        let need_thread = queue.idle <= queue.jobs.len();
         let is_free = queue.is_free(&job);
+        // One that is not free is taken by the thread that it waits for.
+        let need_thread = is_free && queue.idle <= queue.jobs.len();
         queue.jobs.push_back(job);
         drop(queue);
         if is_free {

@@ -5,7 +5,7 @@ use super::check::change_width;
 use super::expand::expand_zeroes;
 use super::geometry::Geometry;
 use super::header::{Autoclear, Compatible, Compression, Header, Incompatible, Version};
-use super::snapshot::{complete_snapshots, load_snapshots};
+use super::snapshot::{Snapshot, complete_snapshots, load_snapshots};
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -55,6 +55,9 @@ pub async fn amend(file: &Edge, options: &AmendOptions) -> Result<()> {
     change_fields(&mut header, options, version)?;
     if version == Version::V2 {
         check_downgrade(&header, order)?;
+        if image.geometry().version() != Version::V2 {
+            check_snapshots(&load_snapshots(file, &image.header).await?.snapshots, header.size)?;
+        }
         expand_zeroes(&mut image).await?;
     } else {
         // Version 3 wants to know of each snapshot how long the disk was.
@@ -128,6 +131,22 @@ fn check_downgrade(header: &Header, order: u32) -> Result<()> {
         return Err(Error::new(ErrorKind::Unsupported, format!("Cannot downgrade: {text}")));
     }
     Ok(())
+}
+
+/// Whether version 2 can say of every snapshot what the image says: those who read version 2 need not
+/// know that the disk once had another length, and would go by the present one.
+fn check_snapshots(snapshots: &[Snapshot], size: u64) -> Result<()> {
+    let fits = |snapshot: &Snapshot| {
+        let same_size = snapshot.disk_size.is_none_or(|other| other == size);
+        same_size && u32::try_from(snapshot.vm_state_size).is_ok()
+    };
+    match snapshots.iter().find(|snapshot| !fits(snapshot)) {
+        None => Ok(()),
+        Some(snapshot) => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("Cannot downgrade: compat=0.10 cannot describe snapshot '{}'", snapshot.name),
+        )),
+    }
 }
 
 fn refuse<T>(text: &str) -> Result<T> {

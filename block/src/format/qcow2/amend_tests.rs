@@ -97,6 +97,15 @@ fn what_version_2_cannot_say_is_refused() {
     assert_eq!(amended(&rig, &raw).unwrap_err().kind(), ErrorKind::InvalidArgument);
     rig.set_bytes("a", &before);
     rig.assert_clean("a");
+    // A snapshot of a disk of another length.
+    rig.qemu_img(&["snapshot", "-c", "short", "a"]);
+    rig.qemu_img(&["resize", "-q", "a", "16M"]);
+    let before = rig.bytes("a");
+    assert!(amended(&rig, &down).unwrap_err().to_string().contains("'short'"));
+    assert!(rig.bytes("a") == before);
+    rig.qemu_img(&["snapshot", "-d", "short", "a"]);
+    amended(&rig, &down).unwrap();
+    rig.assert_clean("a");
 }
 
 #[test]

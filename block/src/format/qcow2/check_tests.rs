@@ -131,6 +131,27 @@ fn leaks_are_freed_without_touching_anything_else() {
     rig.assert_clean("a");
 }
 
+/// A snapshot whose end was cut short: what it shared with the disk is the disk's alone.
+#[test]
+fn what_a_lost_snapshot_leaves_behind_is_no_corruption() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    for (options, _) in OPTIONS {
+        rig.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "a", "8M"]);
+        rig.qemu_io("a", &["write -P 1 0 1M", "write -c -P 3 5M 64k"]);
+        rig.qemu_img(&["snapshot", "-c", "first", "a"]);
+        let mut bytes = rig.bytes("a");
+        bytes[60..72].fill(0);
+        rig.set_bytes("a", &bytes);
+        let found = checked(&rig, "a", None);
+        assert_eq!(found.corruptions, 0, "{options}: {:?}", found.messages);
+        let left = checked(&rig, "a", Some(Repair::Leaks));
+        assert_eq!(left.leaks_fixed, found.leaks, "{options}: {:?}", left.messages);
+        assert!(left.is_clean() && left.corruptions_fixed > 0, "{options}: {:?}", left.messages);
+        rig.assert_clean("a");
+        std::fs::remove_file(rig.path("a")).unwrap();
+    }
+}
+
 #[test]
 fn wiped_refcount_structures_are_made_anew() {
     let Some(rig) = Rig::with_qemu() else { return };

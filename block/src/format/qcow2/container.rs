@@ -51,6 +51,12 @@ pub(super) async fn write_at(file: &Edge, at: u64, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// The file of an image in messages.
+pub(super) fn name_of(file: &Edge) -> String {
+    let node = file.node();
+    node.filename().unwrap_or_else(|| format!("node '{}'", node.name()))
+}
+
 /// Writes a table of 64-bit entries at `at`.
 pub(super) async fn write_words(file: &Edge, at: u64, words: &[u64]) -> Result<()> {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();

@@ -27,8 +27,6 @@ struct Step {
     host: u64,
     /// The place is new; otherwise it is the one that the only cluster has.
     is_new: bool,
-    /// The place reads as zeroes already.
-    is_zero: bool,
 }
 
 impl Image {
@@ -85,7 +83,7 @@ impl Image {
             Cluster::Standard { host: Some(host), parts } if entry.is_copied() => {
                 let end = (at + from.len() as u64).min(first + geometry.cluster_size());
                 let filled = fill_parts(geometry, parts, at..end);
-                Step { filled, host, is_new: false, is_zero: false }
+                Step { filled, host, is_new: false }
             }
             _ => self.new_place(at, from.len() as u64, cluster).await?,
         };
@@ -121,7 +119,7 @@ impl Image {
             let unit = geometry.subcluster_size();
             let whole = end.next_multiple_of(unit).min(self.size.get().max(end));
             let filled = at - at % unit..whole;
-            return Ok(Step { filled, host: first, is_new: true, is_zero: false });
+            return Ok(Step { filled, host: first, is_new: true });
         }
         let has_data = |cluster: Cluster| match cluster {
             Cluster::Compressed(_) => true,
@@ -137,11 +135,11 @@ impl Image {
         let end = end.min(first + run.clusters * size);
         let unit = if has_data(cluster) { size } else { geometry.subcluster_size() };
         let mut filled = at - at % unit..end.next_multiple_of(unit);
-        let is_zero = run.zero && !has_data(cluster) && self.reads_zero(filled.clone()).await?;
-        if is_zero {
+        // A place that reads as zeroes has what belongs around the write already.
+        if run.zero && !has_data(cluster) && self.reads_zero(filled.clone()).await? {
             filled = at..end;
         }
-        Ok(Step { filled, host: run.host, is_new: true, is_zero })
+        Ok(Step { filled, host: run.host, is_new: true })
     }
 
     /// Whether the cluster at `guest` is to get a new place when it is written, in the same table
@@ -191,7 +189,7 @@ impl Image {
     /// locked its clusters, has written it.
     pub(super) async fn adopt_data(&self, range: Range<u64>) -> Result<()> {
         let mut guest = self.geometry().cluster_start(range.start);
-        let step = Step { filled: range, host: guest, is_new: true, is_zero: false };
+        let step = Step { filled: range, host: guest, is_new: true };
         while guest < step.filled.end {
             self.adopt(guest, guest, &step).await?;
             guest += self.geometry().cluster_size();
@@ -204,16 +202,14 @@ impl Image {
         let geometry = self.geometry();
         let old = self.entry_to_change(guest).await?;
         let before = self.decode(old)?;
-        let all = Parts::all(geometry);
         let size = geometry.cluster_size();
         let (start, end) = (step.filled.start.max(guest), step.filled.end.min(guest + size));
-        let written =
-            if step.is_zero { all } else { parts_of(geometry, start - guest..end - guest) };
+        let written = parts_of(geometry, start - guest..end - guest);
         let parts = match before {
             Cluster::Standard { parts, .. } => {
                 Parts { allocated: parts.allocated | written, zero: parts.zero & !written }
             }
-            Cluster::Compressed(_) => Parts { allocated: all, zero: 0 },
+            Cluster::Compressed(_) => Parts { allocated: Parts::all(geometry), zero: 0 },
         };
         let cluster = Cluster::Standard { host: Some(host), parts };
         self.set_entry(guest, L2Entry::encode(cluster, true, geometry)?)?;

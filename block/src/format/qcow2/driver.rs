@@ -70,9 +70,9 @@ impl Qcow2Driver {
     /// Reads everything again that another process may have changed. The image is inactive.
     pub(crate) async fn refresh(&self) -> Result<()> {
         let closed = self.image.gate.close().await;
-        let reloaded = self.image.reload().await;
+        let reread = self.image.reread().await;
         drop(closed);
-        reloaded
+        reread
     }
 
     /// Whether the image may be written from its next activation on. It is inactive now.
@@ -118,13 +118,13 @@ impl Qcow2Driver {
     /// come meanwhile wait.
     ///
     /// # Errors
-    /// Those of `work`, and of writing and reading the image. After a failure the file is read
+    /// Those of `work`, and of writing the image out. After a failure the file is read
     /// anew just the same.
     pub async fn offline<T, F>(&self, work: impl FnOnce(Edge) -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
-        let closed = self.image.gate.close().await;
+        let closed = self.image.close().await?;
         let result = self.at_rest(work).await;
         drop(closed);
         result
@@ -141,16 +141,12 @@ impl Qcow2Driver {
             image.begin_change().await?;
             image.come_to_rest().await?;
         }
+        image.gate.set_stale(true);
         let result = work(image.file.clone()).await;
-        let reloaded = image.reload().await;
-        if writable && reloaded.is_ok() {
-            image.find_space().await?;
-            if image.condition.get() == Condition::Changed {
-                // What comes next is the first change again: to lazy refcounts, and to bitmaps.
-                image.condition.set(Condition::Clean);
-            }
+        if let Err(error) = image.reread().await {
+            // What was done is done. The next request tries again, or fails.
+            tracing::warn!("{} cannot be read again: {error}", image.name());
         }
-        reloaded?;
         result
     }
 
@@ -173,7 +169,7 @@ impl Qcow2Driver {
     /// # Errors
     /// `Corrupt` when the list makes no sense.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>> {
-        let pass = self.image.gate.enter().await;
+        let pass = self.image.enter().await?;
         let table = load_snapshots(&self.image.file, &self.header()).await;
         drop(pass);
         Ok(table?.snapshots)
@@ -184,7 +180,7 @@ impl Qcow2Driver {
     /// # Errors
     /// `Corrupt` or `Unsupported` when their directory makes no sense.
     pub async fn bitmap_entries(&self) -> Result<Vec<BitmapEntry>> {
-        let pass = self.image.gate.enter().await;
+        let pass = self.image.enter().await?;
         let entries = match self.header().bitmaps() {
             Some(extension) => {
                 load_directory(&self.image.file, extension, self.image.geometry()).await

@@ -99,6 +99,7 @@ impl Image {
         l2: &[super::cache::Snapshot],
         l1: &[(u64, Vec<u8>)],
     ) -> Result<()> {
+        self.settle_header().await?;
         if !self.has_lazy_refcounts() {
             self.write_refcounts().await?;
         }

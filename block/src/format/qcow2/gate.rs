@@ -25,6 +25,7 @@ struct State {
     /// The generation that new passes belong to.
     generation: Cell<usize>,
     closed: Cell<bool>,
+    stale: Cell<bool>,
     tainted: Cell<bool>,
     changed: Notify,
 }
@@ -43,9 +44,9 @@ pub(super) struct Closed(Gate);
 pub(super) struct InFlight<'a>(&'a Gate);
 
 impl Gate {
-    /// Begins a request; `None` while the gate is closed.
+    /// Begins a request; `None` while the gate is closed, or what is in memory is stale.
     pub(super) fn try_enter(&self) -> Option<Pass> {
-        if self.0.closed.get() {
+        if self.0.closed.get() || self.0.stale.get() {
             return None;
         }
         let generation = self.0.generation.get();
@@ -54,14 +55,20 @@ impl Gate {
         Some(Pass { gate: self.clone(), generation })
     }
 
-    /// Begins a request as soon as the gate is open.
-    pub(super) async fn enter(&self) -> Pass {
-        loop {
-            if let Some(pass) = self.try_enter() {
-                return pass;
-            }
-            self.0.changed.wait_until(|| !self.0.closed.get()).await;
-        }
+    /// Waits until the gate is open.
+    pub(super) async fn opened(&self) {
+        self.0.changed.wait_until(|| !self.0.closed.get()).await;
+    }
+
+    /// Whether the file was changed behind the back of what is in memory: no request may go by that
+    /// before it was read again.
+    pub(super) fn is_stale(&self) -> bool {
+        self.0.stale.get()
+    }
+
+    /// Says so, or that it was. Called with the gate closed.
+    pub(super) fn set_stale(&self, stale: bool) {
+        self.0.stale.set(stale);
     }
 
     /// Waits until no request is under way, and keeps new ones off.

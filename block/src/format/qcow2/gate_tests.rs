@@ -16,7 +16,8 @@ fn a_closed_gate_waits_for_those_inside_and_keeps_others_off() {
     assert!(!closed.is_finished() && gate.try_enter().is_none());
     let (entering, entered) = (gate.clone(), Rc::clone(&order));
     executor.spawn(async move {
-        let _pass = entering.enter().await;
+        entering.opened().await;
+        let _pass = entering.try_enter().unwrap();
         entered.set(1);
     });
     drop(pass);

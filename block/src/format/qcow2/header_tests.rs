@@ -184,3 +184,28 @@ fn a_header_cut_anywhere_or_with_any_byte_changed_never_panics() {
         }
     }
 }
+
+/// A power failure may leave some sectors of a header old and others new.
+#[test]
+fn a_torn_header_can_be_read() {
+    let new = sample();
+    let mut header = Header::parse(&new).unwrap();
+    header.extensions.bitmaps = None;
+    header.extensions.generation = Some(6);
+    let old = header.serialise().unwrap();
+    let sectors = |bytes: &[u8]| bytes.chunks(512).map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let (old, new) = (sectors(&old), sectors(&new));
+    for torn in 0..16_usize {
+        let pick = |(at, pair): (usize, (&Vec<u8>, &Vec<u8>))| {
+            if at < 4 && torn >> at & 1 != 0 { pair.0.clone() } else { pair.1.clone() }
+        };
+        let bytes: Vec<u8> = old.iter().zip(&new).enumerate().flat_map(pick).collect();
+        let header = Header::parse(&bytes).unwrap();
+        let is_old = torn & 1 != 0;
+        assert_eq!(header.extensions.generation, Some(if is_old { 6 } else { 7 }));
+        assert_eq!(header.extensions.bitmaps.is_none(), is_old);
+        assert_eq!(header.extensions.backing_format.as_deref(), Some("raw"));
+        assert_eq!(header.backing_file.as_deref(), Some("base.img"));
+        assert_eq!(header.extensions.feature_names, feature::name_table());
+    }
+}

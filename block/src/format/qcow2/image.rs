@@ -9,6 +9,7 @@ use super::alloc::Space;
 use super::bitmap::mark_in_use;
 use super::cache::{SliceCache, Snapshot};
 use super::compress::Decompressed;
+use super::container::name_of;
 use super::flush::Flushes;
 use super::frees::Frees;
 use super::gate::{Closed, Gate, Pass};
@@ -89,6 +90,8 @@ pub(super) struct Image {
     pub(super) decompressed: Decompressed,
     /// Held while the header is changed.
     header_lock: RangeLocks,
+    /// A change of the header has failed, and the file may have it or not.
+    header_unsure: Cell<bool>,
 }
 
 /// Who is told of an image that is found to be corrupt.
@@ -140,6 +143,7 @@ impl Image {
             flushes: Flushes::default(),
             decompressed: Decompressed::default(),
             header_lock: RangeLocks::new(),
+            header_unsure: Cell::new(false),
         })
     }
 
@@ -150,8 +154,7 @@ impl Image {
 
     /// The image's file in messages.
     pub(super) fn name(&self) -> String {
-        let node = self.file.node();
-        node.filename().unwrap_or_else(|| format!("node '{}'", node.name()))
+        name_of(&self.file)
     }
 
     /// What changes tables runs as a task of its own, so that it is never given up half way: the
@@ -187,19 +190,42 @@ impl Image {
         self.size.set(header.size);
         self.regions.reset(header.geometry);
         self.header.replace(header);
+        self.header_unsure.set(false);
+    }
+
+    /// Begins a request as soon as nobody has the whole image.
+    pub(super) async fn enter(&self) -> Result<Pass> {
+        loop {
+            if let Some(pass) = self.gate.try_enter() {
+                return Ok(pass);
+            }
+            self.gate.opened().await;
+            if self.gate.is_stale() {
+                drop(self.close().await?);
+            }
+        }
+    }
+
+    /// Waits until no request is under way, and keeps new ones off.
+    pub(super) async fn close(&self) -> Result<Closed> {
+        let closed = self.gate.close().await;
+        if self.gate.is_stale() {
+            self.reread().await?;
+        }
+        Ok(closed)
     }
 
     /// Begins a request that changes something. While it waited for the gate the image may have come to
     /// rest, or have been given up: only behind the gate is known whether there was a first change.
     pub(super) async fn enter_to_change(&self) -> Result<Pass> {
-        let pass = self.gate.enter().await;
+        let pass = self.enter().await?;
         self.begin_change().await?;
         Ok(pass)
     }
 
     /// The same for what changes the whole image.
     pub(super) async fn close_to_change(&self) -> Result<Closed> {
-        let closed = self.gate.close().await;
+        let closed = self.close().await?;
         self.begin_change().await?;
         Ok(closed)
     }
@@ -229,6 +255,7 @@ impl Image {
             if image.condition.get() != Condition::Clean {
                 return Ok(());
             }
+            image.settle_locked_header().await?;
             mark_in_use(&image.file).await?;
             image
                 .change_locked_header(|header| {
@@ -264,7 +291,25 @@ impl Image {
         changed
     }
 
-    /// The same for who holds the header's lock.
+    /// Sees to it that the file has the header that is here, before anything else relies on it.
+    pub(super) async fn settle_header(&self) -> Result<()> {
+        if !self.header_unsure.get() {
+            return Ok(());
+        }
+        let guard = self.header_lock.lock(0..1, true).await;
+        let settled = self.settle_locked_header().await;
+        drop(guard);
+        settled
+    }
+
+    async fn settle_locked_header(&self) -> Result<()> {
+        match self.header_unsure.get() {
+            true => self.change_locked_header(|_header| ()).await,
+            false => Ok(()),
+        }
+    }
+
+    /// [`change_header`](Self::change_header) for who holds the header's lock.
     async fn change_locked_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
         let mut header = self.header.borrow().clone();
         change(&mut header);
@@ -277,8 +322,10 @@ impl Image {
         // Whole sectors, and no more of them than say anything: a torn write breaks nothing else.
         let len = used.next_multiple_of(512).max(512).min(bytes.len());
         self.file.flush().await?;
+        self.header_unsure.set(true);
         self.write_metadata(0, &bytes[..len], Kind::Header).await?;
         self.file.flush().await?;
+        self.header_unsure.set(false);
         self.header.replace(header);
         Ok(())
     }

@@ -26,11 +26,15 @@
 //! 2. A refcount is lowered, and its cluster used for something else, only when no durable entry
 //!    points there any more and every request that may have seen such an entry has ended.
 //! 3. So a crash at any moment leaks clusters at worst. The dirty bit is only used when the user
-//!    wants lazy refcounts.
+//!    wants lazy refcounts, and for as long as it takes to make or delete a snapshot: the flags in
+//!    the tables that repeat refcounts cannot change together with them.
 //! 4. Entries of a guest cluster change under its lock, in one go without an await; everything that
 //!    changes tables runs as a task of its own and is never given up half way.
 //! 5. An image that is not active is never written, and nothing that was read before it became
 //!    active is believed afterwards.
+//! 6. What is in memory is never behind the file: after an operation on the image as a whole no
+//!    request goes by it before it was read again (`gate`), and a header whose write failed is
+//!    written again before a flush ends (`image`).
 
 mod alloc;
 pub mod amend;

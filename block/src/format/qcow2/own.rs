@@ -2,7 +2,7 @@
 //! it gives it up.
 
 use super::bytes::Reader;
-use super::check::{Repair, check};
+use super::check::recount;
 use super::entry::{L1Entry, RefcountTableEntry, refcount};
 use super::header::{Header, Incompatible, Version};
 use super::image::{Condition, Image};
@@ -43,10 +43,10 @@ impl Image {
         Ok(())
     }
 
-    /// Where persistent bitmaps are.
+    /// Where persistent bitmaps are. Those that somebody made void by a write may be anything by now.
     fn add_bitmaps(&self) {
         let header = self.header.borrow();
-        if let Some(bitmaps) = header.extensions.bitmaps {
+        if let Some(bitmaps) = header.bitmaps() {
             let at = bitmaps.directory_offset;
             self.regions.set_range(Kind::BitmapDirectory, at..at + bitmaps.directory_size);
         }
@@ -57,6 +57,25 @@ impl Image {
         let bytes = self.read_file(at, usize::try_from(bytes).unwrap_or(0)).await?;
         let mut reader = Reader::new(&bytes);
         Ok(std::iter::from_fn(|| reader.u64()).collect())
+    }
+
+    /// Reads everything again after an operation on the image file, or after one that failed half
+    /// way. Until this has worked no request goes by what is in memory.
+    pub(super) async fn reread(&self) -> Result<()> {
+        self.gate.set_stale(true);
+        self.reload().await?;
+        if matches!(self.condition.get(), Condition::Clean | Condition::Changed) {
+            match self.make_writable().await {
+                // What comes next is the first change again: to lazy refcounts, and to bitmaps.
+                Ok(()) => self.condition.set(Condition::Clean),
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    drop(self.corrupt(&error.to_string()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.gate.set_stale(false);
+        Ok(())
     }
 
     /// Takes the image over: believes nothing that was read before, and makes it writable.
@@ -70,6 +89,7 @@ impl Image {
             self.make_writable().await?;
             self.condition.set(Condition::Clean);
         }
+        self.gate.set_stale(false);
         drop(closed);
         Ok(())
     }
@@ -125,12 +145,8 @@ impl Image {
 
     /// Refcounts may be wrong: they are counted anew.
     async fn repair_refcounts(&self) -> Result<()> {
-        tracing::info!("{} was not closed: its refcounts are being repaired", self.name());
-        let report = check(&self.file, Some(Repair::All)).await?;
-        if report.corruptions != 0 || report.check_errors != 0 {
-            let text = format!("{} cannot be repaired: check it first", self.name());
-            return Err(Error::new(ErrorKind::Corrupt, text));
-        }
+        self.gate.set_stale(true);
+        recount(&self.file).await?;
         self.reload().await
     }
 
@@ -185,7 +201,8 @@ impl Image {
     pub(super) async fn inactivate(&self) -> Result<()> {
         self.run(|image| async move {
             let closed = image.gate.close().await;
-            if image.condition.get() == Condition::Changed {
+            // What is stale is at rest in the file.
+            if image.condition.get() == Condition::Changed && !image.gate.is_stale() {
                 image.come_to_rest().await?;
             }
             image.condition.set(Condition::Inactive);

@@ -18,7 +18,7 @@ impl Image {
     pub(super) async fn read(&self, at: u64, into: IoBuf) -> Result<()> {
         let pass = match self.gate.try_enter() {
             Some(pass) => pass,
-            None => self.gate.enter().await,
+            None => Box::pin(self.enter()).await?,
         };
         let len = into.len() as u64;
         let mapping = match self.lookup(at, len)? {
@@ -80,7 +80,7 @@ impl Image {
 
     /// What the bytes at the start of a range are.
     pub(super) async fn map_extent(&self, at: u64, len: u64) -> Result<Extent> {
-        let pass = self.gate.enter().await;
+        let pass = self.enter().await?;
         let mut kind = None;
         let mut done = 0;
         while done < len {

@@ -165,11 +165,12 @@ impl Image {
         let result = self.write_slices(&slices, Kind::RefcountBlock).await;
         self.refcounts.slices.written(&slices, result.is_ok());
         result?;
-        let pieces = self.refcounts.dirty.take();
+        let pieces = self.take_table_pieces();
         if !pieces.is_empty() {
             let result = self.write_table_pieces(&pieces).await;
             if result.is_err() {
-                self.refcounts.dirty.borrow_mut().extend(pieces);
+                let numbers = pieces.iter().map(|(number, _)| *number);
+                self.refcounts.dirty.borrow_mut().extend(numbers);
             }
             result?;
         }
@@ -177,21 +178,24 @@ impl Image {
         Ok(())
     }
 
-    async fn write_table_pieces(&self, pieces: &BTreeSet<u64>) -> Result<()> {
-        self.file.flush().await?;
-        for piece in pieces {
+    /// The pieces of the table that wait to be written, with their bytes of this moment: the blocks that
+    /// they point to have been written, and the next flush makes them durable. An entry that comes later
+    /// needs a later flush, also in the same piece.
+    fn take_table_pieces(&self) -> Vec<(u64, Vec<u8>)> {
+        let table = self.refcounts.table.borrow();
+        let count = usize::try_from(PIECE_ENTRIES).unwrap_or(0);
+        let bytes = |piece: u64| {
             let first = usize::try_from(piece * PIECE_ENTRIES).unwrap_or(usize::MAX);
-            let bytes: Vec<u8> = self
-                .refcounts
-                .table
-                .borrow()
-                .iter()
-                .skip(first)
-                .take(usize::try_from(PIECE_ENTRIES).unwrap_or(0))
-                .flat_map(|entry| entry.to_be_bytes())
-                .collect();
+            table.iter().skip(first).take(count).flat_map(|entry| entry.to_be_bytes()).collect()
+        };
+        self.refcounts.dirty.take().into_iter().map(|piece| (piece, bytes(piece))).collect()
+    }
+
+    async fn write_table_pieces(&self, pieces: &[(u64, Vec<u8>)]) -> Result<()> {
+        self.file.flush().await?;
+        for (piece, bytes) in pieces {
             let at = self.refcounts.table_at.get() + piece * PIECE;
-            self.write_metadata(at, &bytes, Kind::RefcountTable).await?;
+            self.write_metadata(at, bytes, Kind::RefcountTable).await?;
         }
         Ok(())
     }
@@ -226,6 +230,8 @@ impl Image {
     /// Nothing refers to any of it before all of it is durable; then the header does. Answers the
     /// number of the first cluster behind all that.
     pub(super) async fn grow_refcount_table(&self, start: u64, entries: u64) -> Result<u64> {
+        // If this failed before, the header may point to the place that is used now.
+        self.settle_header().await?;
         let geometry = self.geometry();
         let per_block = geometry.refcount_block_entries();
         let old = self.refcounts.table.borrow().clone();

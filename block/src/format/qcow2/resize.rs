@@ -77,6 +77,9 @@ impl Image {
             return self.place_in_data(data, at, len.min(MAX_IN_DATA)).await;
         }
         self.entry_to_change(at).await?;
+        // Where the file ends now only one cluster would get a place, and be written for it.
+        let clusters = self.geometry().clusters_for(len);
+        self.reserve_file((self.space.end() + clusters) << self.geometry().cluster_bits()).await?;
         match self.fresh_place(at, len)? {
             Some(fresh) => Ok(fresh),
             None => self.place_of_one(at, len).await,
@@ -165,8 +168,7 @@ impl Image {
         let below = self.backing().map_or(0, |backing| backing.len());
         let unsure = old.next_multiple_of(size).max(below).min(len);
         self.size.set(len);
-        let zeroed = if unsure > old { self.zero_alone(old..unsure).await } else { Ok(()) };
-        let changed = match zeroed {
+        let changed = match self.hide(old..unsure).await {
             Ok(()) => self.flush().await,
             error => error,
         };
@@ -178,6 +180,20 @@ impl Image {
             self.size.set(old);
         }
         changed
+    }
+
+    /// Makes zero what a disk that has grown would show. Where nothing is, at its old end, nothing needs to be
+    /// written down: to copy what is before it in the same cluster would only cost space.
+    async fn hide(&self, mut range: Range<u64>) -> Result<()> {
+        // Others read a raw data file by itself, whatever the tables say.
+        let is_raw = self.header.borrow().is_data_file_raw();
+        if !range.is_empty() && !is_raw && self.is_zero_below(range.start) {
+            let mapping = self.find(range.start, range.end - range.start).await?;
+            if mapping.what == What::Absent {
+                range.start += mapping.len;
+            }
+        }
+        if range.is_empty() { Ok(()) } else { self.zero_alone(range).await }
     }
 
     /// Makes a longer L1 table. The header changes over to it when all of it is durable.

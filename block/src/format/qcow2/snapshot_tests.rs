@@ -142,3 +142,21 @@ fn a_disk_without_bytes_has_snapshots_too() {
     rig.qemu_io("a", &["write -P 4 0 1M", "read -P 4 0 1M"]);
     rig.assert_clean("a");
 }
+
+/// As QEMU does: what a program left that was killed while it took a snapshot is in nobody's way.
+#[test]
+fn an_image_that_was_not_closed_is_put_in_order_first() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    rig.qemu_img(&["create", "-q", "-f", "qcow2", "a", "8M"]);
+    rig.qemu_io("a", &["write -P 1 0 1M"]);
+    let mut bytes = rig.bytes("a");
+    // The dirty bit, and a reference too many to the cluster behind the L2 table.
+    bytes[79] |= 1;
+    bytes[0x20000 + 5 * 2 + 1] = 2;
+    rig.set_bytes("a", &bytes);
+    let when = Moment::default();
+    rig.on("a", async |file| create_snapshot(file, "own", when).await).unwrap();
+    rig.assert_clean("a");
+    assert_eq!(rig.bytes("a")[79] & 1, 0);
+    rig.qemu_io("a", &["read -P 1 0 1M"]);
+}

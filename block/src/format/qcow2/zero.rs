@@ -10,7 +10,7 @@ use super::entry::{Cluster, L2Entry, Parts};
 use super::frees::Why;
 use super::header::Version;
 use super::image::Image;
-use super::map::What;
+use super::map::{Place, What};
 use crate::buf::IoBuf;
 use crate::driver::WriteFlags;
 use crate::error::{Error, ErrorKind, Result};
@@ -220,7 +220,8 @@ impl Image {
             // Most of what is given up is empty: its entries, or their table, need no change.
             if mapping.what == What::Absent && self.may_stay_absent(at, how) {
                 let whole = at + mapping.len;
-                let next = geometry.cluster_start(whole);
+                let reserved = self.first_reserved(at..whole)?;
+                let next = geometry.cluster_start(reserved.unwrap_or(whole));
                 if next > at {
                     at = next;
                     continue;
@@ -238,6 +239,28 @@ impl Image {
             at += geometry.cluster_size();
         }
         Ok(())
+    }
+
+    /// The first cluster of a range of one table that has a place, but nothing in it: an image with
+    /// subclusters that was preallocated has such.
+    fn first_reserved(&self, range: Range<u64>) -> Result<Option<u64>> {
+        let geometry = self.geometry();
+        if !geometry.has_extended_l2() {
+            return Ok(None);
+        }
+        let first = geometry.cluster_start(range.start);
+        let Place::Slice { key, index, .. } = self.place(first)? else { return Ok(None) };
+        let count = usize::try_from(geometry.clusters_for(range.end - first)).unwrap_or(usize::MAX);
+        let is_reserved = |slice: &[u8], index: usize| {
+            let cluster = L2Entry::get(slice, index, geometry).decode(geometry);
+            matches!(cluster, Ok(Cluster::Standard { host: Some(_), .. }))
+        };
+        let found = self.map.slices.read(key, |slice| {
+            let last = index.saturating_add(count).min(slice.len() / 16);
+            (index..last).position(|index| is_reserved(slice, index))
+        });
+        let place = |number: usize| first + number as u64 * geometry.cluster_size();
+        Ok(found.flatten().map(place))
     }
 
     /// Whether a cluster without an entry needs none. What is made zero is written down even where

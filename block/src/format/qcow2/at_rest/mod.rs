@@ -14,10 +14,11 @@ mod surplus;
 
 use std::collections::BTreeMap;
 
+use super::check::recount;
 use super::container::{read_at, read_words, write_at, write_words};
 use super::entry::{RefcountTableEntry, put_refcount, refcount};
 use super::geometry::Geometry;
-use super::header::{Autoclear, Header, Incompatible, MAX_REFCOUNT_TABLE_BYTES};
+use super::header::{Autoclear, Header, Incompatible, MAX_REFCOUNT_TABLE_BYTES, Version};
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -46,18 +47,20 @@ struct Block {
 }
 
 impl<'a> AtRest<'a> {
-    /// Opens the image in `file` to change it.
+    /// Opens the image in `file` to change it. One that was not closed is put in order first.
     ///
     /// # Errors
     /// Its refcounts cannot be relied on, or its tables make no sense.
     pub(super) async fn open(file: &'a Edge) -> Result<AtRest<'a>> {
-        let header = Header::load(file).await?;
+        let mut header = Header::load(file).await?;
         header.check_against(file.len())?;
-        for (bit, word) in [(Incompatible::DIRTY, "dirty"), (Incompatible::CORRUPT, "corrupt")] {
-            if header.incompatible.contains(bit) {
-                let context = format!("the image is marked {word}: repair it first");
-                return Err(Error::new(ErrorKind::Corrupt, context));
-            }
+        if header.incompatible.contains(Incompatible::CORRUPT) {
+            let context = "the image is marked corrupt: repair it first";
+            return Err(Error::new(ErrorKind::Corrupt, context));
+        }
+        if header.incompatible.contains(Incompatible::DIRTY) {
+            Box::pin(recount(file)).await?;
+            header = Header::load(file).await?;
         }
         AtRest::load(file, header).await
     }
@@ -171,6 +174,26 @@ impl<'a> AtRest<'a> {
         self.change(offset, bytes, false).await?;
         // The old table's own refcounts: there is no table to move any more.
         Box::pin(self.write_refcounts()).await
+    }
+
+    /// The header says from now on, once it is written, that refcounts and the flags that repeat them may
+    /// differ (`set`), or that they do not any more. No single write changes both, and whoever opens
+    /// an image that was left in between counts them anew. Version 2 cannot say so: there flags are left that
+    /// are wrong on the safe side.
+    pub(super) fn mark_unsettled(&mut self, set: bool) {
+        if self.geometry().version() == Version::V3 {
+            self.header.incompatible = self.header.incompatible.with(Incompatible::DIRTY, set);
+        }
+    }
+
+    /// The same, written at once to the header as it is on disk: ours may point to what is not there yet.
+    pub(super) async fn unsettle(&mut self) -> Result<()> {
+        self.mark_unsettled(true);
+        let mut header = Header::load(self.file).await?;
+        header.incompatible = self.header.incompatible;
+        header.autoclear = self.header.autoclear;
+        write_at(self.file, 0, &header.serialise()?).await?;
+        self.file.flush().await
     }
 
     /// Makes the header durable, and everything written before it.

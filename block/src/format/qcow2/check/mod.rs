@@ -22,7 +22,7 @@ mod report;
 mod snapshots;
 mod walk;
 
-use super::container::write_at;
+use super::container::{name_of, write_at};
 use super::header::{Autoclear, Header, Incompatible};
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,7 +34,8 @@ use walk::Walk;
 /// What a check may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repair {
-    /// Clusters that nobody uses are freed; nothing that holds data changes.
+    /// Clusters that nobody uses are freed; nothing that holds data changes. If nothing else is wrong,
+    /// clusters that are left with one user say so.
     Leaks,
     /// Everything that can be put right.
     All,
@@ -62,6 +63,22 @@ pub async fn check(file: &Edge, repair: Option<Repair>) -> Result<CheckReport> {
     left.leaks_fixed = done.leaks_fixed;
     left.messages.splice(0..0, done.messages);
     Ok(left)
+}
+
+/// Puts an image in order that was not closed, as its dirty bit says: refcounts are counted anew, and
+/// what else was left half done is mended with them.
+///
+/// # Errors
+/// `Corrupt` when something is left that cannot be put right.
+pub(super) async fn recount(file: &Edge) -> Result<()> {
+    let name = name_of(file);
+    tracing::info!("{name} was not closed: its refcounts are being repaired");
+    let report = check(file, Some(Repair::All)).await?;
+    if report.corruptions != 0 || report.check_errors != 0 {
+        let text = format!("{name} cannot be repaired: check it first");
+        return Err(Error::new(ErrorKind::Corrupt, text));
+    }
+    Ok(())
 }
 
 /// Makes the refcount structures anew with the width that `header` has, which is not yet in the
@@ -93,11 +110,17 @@ async fn refcounts<'a>(
 /// One look at everything.
 async fn examine(file: &Edge, header: &Header, fix: Fix) -> Result<CheckReport> {
     let (mut walk, mut blocks) = refcounts(file, header, fix).await?;
-    if fix == Fix::All {
+    if fix != Fix::Nothing {
         // The refcounts first: a flag may only say what is true already.
         file.flush().await?;
     }
-    let trusted = fix == Fix::All && !blocks.must_rebuild;
+    let is_sound = walk.report.corruptions == 0 && walk.report.check_errors == 0;
+    let trusted = match fix {
+        Fix::Nothing => false,
+        // Clusters that were shared with something that is gone have only lost that.
+        Fix::Leaks => is_sound && !blocks.must_rebuild,
+        Fix::All => !blocks.must_rebuild,
+    };
     flags::copied_flags(&mut walk, &mut blocks, trusted).await?;
     Ok(walk.report)
 }

@@ -6,7 +6,7 @@ mod options;
 use super::container::{write_at, write_words};
 use super::entry::{Cluster, L1Entry, L2Entry, Parts, put_refcount};
 use super::geometry::Geometry;
-use super::header::{Extensions, Header, Table};
+use super::header::{Extensions, Header, Table, Version};
 use crate::driver::WriteFlags;
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
@@ -84,6 +84,8 @@ fn new_header(options: &CreateOptions, layout: &Layout) -> Result<Vec<u8>> {
         extensions: Extensions {
             backing_format: options.backing_format.clone(),
             data_file: options.data_file.clone(),
+            // There from the beginning, so that the first change moves nothing in the header.
+            generation: (options.version >= Version::V3).then_some(0),
             ..Extensions::default()
         },
         more_fields: Vec::new(),

@@ -4,6 +4,9 @@ use super::super::bytes::{Reader, padding};
 use super::feature;
 use crate::error::{Error, ErrorKind, Result};
 
+/// Bytes of the type and the length of an extension.
+const EXTENSION_HEADER: usize = 8;
+
 const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
@@ -13,6 +16,10 @@ const DATA_FILE: u32 = 0x4441_5441;
 /// ferry's own: "ferg", the generation mark of the image, a 64-bit number that grows whenever a
 /// process begins to write. Others keep extensions that they do not know, and lose nothing by it.
 const GENERATION: u32 = 0x6665_7267;
+
+/// Bytes that the bitmaps and the generation mark take up together, with room to spare behind the mark
+/// when there are no bitmaps.
+const CHANGING: usize = 48;
 
 /// QEMU's limit for the name of a format.
 const MAX_FORMAT_NAME: usize = 15;
@@ -86,10 +93,10 @@ impl Extensions {
             BITMAPS => self.bitmaps = Some(BitmapsExtension::parse(data, cluster_size)?),
             ENCRYPTION => self.encryption = true,
             GENERATION => {
-                let Ok(mark) = data.try_into() else {
+                let Some(mark) = data.first_chunk() else {
                     return refuse(format!("the generation mark has {} bytes, not 8", data.len()));
                 };
-                self.generation = Some(u64::from_be_bytes(mark));
+                self.generation = Some(u64::from_be_bytes(*mark));
             }
             _ => self.unknown.push((kind, data.to_vec())),
         }
@@ -97,8 +104,22 @@ impl Extensions {
     }
 
     /// The area as it is stored, with its end mark. `names` adds the feature name table.
+    ///
+    /// What changes while an image is in use comes first, in the sector that also has the fields and
+    /// survives a crash as a whole. It always takes up the same room, so that nothing behind it moves:
+    /// a header of which a crash left some sectors old and others new can be read.
     pub(super) fn serialise(&self, names: bool) -> Vec<u8> {
         let mut area = Vec::new();
+        if let Some(bitmaps) = &self.bitmaps {
+            append(&mut area, BITMAPS, &bitmaps.serialise());
+        }
+        if let Some(mark) = self.generation {
+            let mut data = mark.to_be_bytes().to_vec();
+            if names {
+                data.resize(CHANGING - area.len() - EXTENSION_HEADER, 0);
+            }
+            append(&mut area, GENERATION, &data);
+        }
         if let Some(format) = &self.backing_format {
             append(&mut area, BACKING_FORMAT, format.as_bytes());
         }
@@ -107,12 +128,6 @@ impl Extensions {
         }
         if names {
             append(&mut area, FEATURE_NAMES, &feature::name_table());
-        }
-        if let Some(bitmaps) = &self.bitmaps {
-            append(&mut area, BITMAPS, &bitmaps.serialise());
-        }
-        if let Some(mark) = self.generation {
-            append(&mut area, GENERATION, &mark.to_be_bytes());
         }
         for (kind, data) in &self.unknown {
             append(&mut area, *kind, data);

@@ -46,12 +46,14 @@ pub async fn create_snapshot(file: &Edge, name: &str, when: Moment) -> Result<Sn
         ..Snapshot::default()
     };
     share(&mut image, &l1, true).await?;
+    image.unsettle().await?;
     let table = [old.snapshots, vec![snapshot.clone()]].concat();
     let place = store(&mut image, &table).await?;
     // Everything is shared before the snapshot exists: no write may land in it.
     set_flags(&mut image, &mut l1, Flags::Clear).await?;
     write_words(file, snapshot.l1.offset, &l1).await?;
     write_words(file, active.offset, &l1).await?;
+    image.mark_unsettled(false);
     switch(&mut image, place, old.bytes).await?;
     Ok(snapshot)
 }
@@ -80,6 +82,7 @@ pub async fn apply_snapshot(file: &Edge, id_or_name: &str) -> Result<()> {
     }
     share(&mut image, &l1, true).await?;
     let offset = image.allocate(l1.len() as u64 * 8).await?;
+    image.unsettle().await?;
     image.write_refcounts().await?;
     set_flags(&mut image, &mut l1, Flags::Clear).await?;
     write_words(file, offset, &l1).await?;
@@ -90,7 +93,7 @@ pub async fn apply_snapshot(file: &Edge, id_or_name: &str) -> Result<()> {
     share(&mut image, &old_l1, false).await?;
     image.change(old.offset, u64::from(old.entries) * 8, false).await?;
     image.write_refcounts().await?;
-    refresh_active(&mut image).await
+    settle(&mut image).await
 }
 
 /// Deletes the snapshot with this id or name.
@@ -104,13 +107,14 @@ pub async fn delete_snapshot(file: &Edge, id_or_name: &str) -> Result<()> {
     let snapshot = table.snapshots.remove(at);
     let l1 = load_l1(&image, snapshot.l1).await?;
     let place = store(&mut image, &table.snapshots).await?;
+    image.mark_unsettled(true);
     switch(&mut image, place, table.bytes).await?;
     share(&mut image, &l1, false).await?;
     if !l1.is_empty() {
         image.change(snapshot.l1.offset, l1.len() as u64 * 8, false).await?;
     }
     image.write_refcounts().await?;
-    refresh_active(&mut image).await
+    settle(&mut image).await
 }
 
 /// Version 3 wants to know of each snapshot how long the disk was: what says nothing had the length
@@ -128,6 +132,13 @@ pub(in super::super) async fn complete_snapshots(
     }
     let place = store(image, &table.snapshots).await?;
     switch(image, place, table.bytes).await
+}
+
+/// Makes the flags of the active tables agree with the refcounts.
+async fn settle(image: &mut AtRest<'_>) -> Result<()> {
+    refresh_active(image).await?;
+    image.mark_unsettled(false);
+    image.write_header().await
 }
 
 async fn open(file: &Edge) -> Result<AtRest<'_>> {

@@ -1,5 +1,7 @@
 //! Bitmaps that are stored with an image in use, with QEMU's tools as judges.
 
+use super::super::Qcow2Driver;
+use super::super::check::{Repair, check as repair_leaks};
 use super::rig::{Open, Rig, blockdev, check, open, open_blockdev, options};
 use crate::bitmap::BitmapState;
 use crate::buf::IoBuf;
@@ -203,5 +205,29 @@ fn removing_a_node_stores_the_bitmaps_of_those_that_go_with_it() {
     });
     assert!(graph.nodes().is_empty());
     assert_eq!(dirty_in_qemu(&path, "b"), [(16, 17)]);
+    check(&path);
+}
+
+/// A writer that knows nothing of bitmaps makes them void, and a check frees what they took up.
+#[test]
+fn the_place_of_void_bitmaps_can_be_used() {
+    let Some(rig) = rig() else { return };
+    let path = rig.create("image.qcow2", "cluster_size=512", "1M");
+    let image = open(options(&path));
+    add(&image, "b0");
+    image.close();
+    let mut bytes = std::fs::read(&path).unwrap();
+    // Autoclear features, bit 0.
+    bytes[95] &= !1;
+    std::fs::write(&path, bytes).unwrap();
+    let image = open(options(&path));
+    image.on(async |node| {
+        let driver = node.driver::<Qcow2Driver>().unwrap();
+        let repair = |file| async move { repair_leaks(&file, Some(Repair::Leaks)).await };
+        assert!(driver.offline(repair).await.unwrap().leaks_fixed > 0);
+    });
+    write(&image, 0, 1 << 20);
+    image.close();
+    rig.qemu_io(&path, &["read -P 7 0 1M"]);
     check(&path);
 }

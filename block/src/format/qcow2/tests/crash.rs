@@ -1,285 +1,302 @@
-//! Power failures at any moment: what was flushed is there, and nothing is worse than a leak.
-//!
-//! Each sector knows what it may hold: what it held at the last flush, and everything written
-//! since. The disk loses any part of what was not flushed, sector by sector.
+//! Power failures at any moment: what was flushed is there, and nothing is worse than a leak. The disk loses
+//! any part of what was not flushed, sector by sector.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::super::Qcow2Options;
-use super::super::check::{Repair, check};
-use super::super::create::{CreateOptions, create};
-use super::rig::blockdev;
+use super::super::Qcow2Driver;
+use super::super::create::CreateOptions;
+use super::super::snapshot::Moment;
+use super::history::History;
+use super::simulated::{DISK, Media, SECTOR, Shape, Simulated};
 use crate::buf::IoBuf;
-use crate::clock::Clock;
 use crate::driver::WriteFlags;
-use crate::edge::{ChildRole, EdgePerms, Perms};
+use crate::error::ErrorKind;
 use crate::executor::Executor;
-use crate::graph::BlockGraph;
-use crate::node::{BlockNode, NodeOptions};
-use crate::open::BlockdevRef;
-use crate::testing::{Rng, SimDisk, SimOptions};
-use crate::{BackendKind, BlockBackend};
+use crate::graph::{BitmapOptions, BlockGraph};
+use crate::node::BlockNode;
+use crate::testing::{Effect, Fault, Rng, SimDisk, SimOp};
 
-pub(super) const SECTOR: u64 = 512;
-pub(super) const DISK: u64 = 1 << 20;
 /// Tasks that write at once, each to sectors of its own, which share clusters with others.
-pub(super) const TASKS: u64 = 6;
+const TASKS: u64 = 6;
+/// Bitmaps at once.
+const BITMAPS: usize = 3;
 
-/// What one sector may hold: one value after the other, and up to where they are done.
-#[derive(Clone, Default)]
-struct Sector {
-    values: Vec<u64>,
-    done: usize,
-    /// How many values were forgotten.
-    forgotten: usize,
+/// What happens to an image besides writes.
+#[derive(Clone, Copy, Default)]
+struct Life {
+    /// Snapshots and bitmaps come and go, the length changes, and now and then it is given up in order.
+    upkeep: bool,
+    /// The disk fails now and then.
+    faults: bool,
 }
 
-/// What all sectors may hold.
-#[derive(Clone)]
-struct Expected(Rc<RefCell<Vec<Sector>>>);
-
-impl Expected {
-    fn new() -> Expected {
-        let zero = Sector { values: vec![0], ..Sector::default() };
-        Expected(Rc::new(RefCell::new(vec![zero; usize::try_from(DISK / SECTOR).unwrap()])))
-    }
-
-    /// A copy that nobody changes who knows the original.
-    fn freeze(&self) -> Expected {
-        Expected(Rc::new(RefCell::new(self.0.borrow().clone())))
-    }
-
-    fn begin(&self, sectors: std::ops::Range<u64>, value: u64) {
-        for sector in sectors {
-            self.0.borrow_mut()[usize::try_from(sector).unwrap()].values.push(value);
-        }
-    }
-
-    fn done(&self, sectors: std::ops::Range<u64>) {
-        for sector in sectors {
-            let sector = &mut self.0.borrow_mut()[usize::try_from(sector).unwrap()];
-            sector.done = sector.values.len() - 1;
-        }
-    }
-
-    /// How many values of each sector are history when the flush that begins now has ended.
-    fn flushing(&self) -> Vec<usize> {
-        self.0.borrow().iter().map(|sector| sector.forgotten + sector.done).collect()
-    }
-
-    fn flushed(&self, history: &[usize]) {
-        for (sector, history) in self.0.borrow_mut().iter_mut().zip(history) {
-            // A flush that began later may have ended before.
-            let count = history.saturating_sub(sector.forgotten);
-            sector.values.drain(..count);
-            sector.done -= count;
-            sector.forgotten += count;
-        }
-    }
-
-    fn check(&self, disk: &[u8], what: &str) {
-        for (index, (bytes, sector)) in
-            disk.chunks(512).zip(self.0.borrow_mut().iter_mut()).enumerate()
-        {
-            let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-            assert!(
-                bytes.chunks(8).all(|word| word == value.to_le_bytes()),
-                "{what}: sector {index} is torn"
-            );
-            let allowed = &sector.values;
-            assert!(
-                allowed.contains(&value),
-                "{what}: sector {index} holds {value:#x}, not one of {allowed:x?}"
-            );
-            *sector = Sector { values: vec![value], ..Sector::default() };
-        }
-    }
-}
-
-/// An image in use on a simulated disk.
-pub(super) struct Simulated {
-    pub(super) executor: Executor,
-    pub(super) graph: BlockGraph,
-    pub(super) disk: SimDisk,
-    pub(super) node: BlockNode,
-    _root: BlockBackend,
-}
-
-impl Simulated {
-    /// An image on a simulated disk that holds `content`, or a new one.
-    pub(super) fn start(seed: u64, shape: &Shape, content: Option<&[u8]>) -> Simulated {
-        let executor = Executor::new(Clock::simulated()).unwrap();
-        let graph = BlockGraph::new(executor.clone());
-        let len = content.map_or(shape.device, |content| content.len() as u64);
-        let options = SimOptions { resizable: shape.device == 0, ..SimOptions::new(len, seed) };
-        let disk = SimDisk::new(&executor, options);
-        if let Some(content) = content {
-            disk.fill(0, content);
-        }
-        let (node, root) = executor.block_on(async {
-            let below = graph.add(Some("sim"), disk.clone(), NodeOptions::default()).await.unwrap();
-            let needs = Perms::CONSISTENT_READ | Perms::WRITE | Perms::RESIZE;
-            let edge = graph
-                .edge(&below, ChildRole::File, EdgePerms { needs, shares: Perms::ALL })
-                .unwrap();
-            if content.is_none() {
-                create(&edge, None, &shape.create).await.unwrap();
-            } else if !shape.create.lazy_refcounts {
-                let report = check(&edge, None).await.unwrap();
-                assert_eq!(
-                    (report.corruptions, report.check_errors),
-                    (0, 0),
-                    "{:?}",
-                    report.messages
-                );
-                check(&edge, Some(Repair::Leaks)).await.unwrap();
-            }
-            below.flush().await.unwrap();
-            drop(edge);
-            let options = Qcow2Options {
-                l2_cache_size: shape.cache,
-                refcount_cache_size: shape.cache,
-                l2_cache_entry_size: shape.cache.map(|_| 512),
-                pass_discard_other: Some(seed.is_multiple_of(2)),
-                ..Qcow2Options::new(BlockdevRef::Name("sim".into()))
-            };
-            let node = graph.open(&blockdev(options)).await.unwrap();
-            let root = graph.add_backend(BackendKind::Device, "d0", &node, EdgePerms::READ_WRITE);
-            (node, root.unwrap())
-        });
-        Simulated { executor, graph, disk, node, _root: root }
-    }
-}
-
-pub(super) struct Shape {
-    pub(super) create: CreateOptions,
-    /// Bytes of a device that cannot grow; 0 for a file.
-    pub(super) device: u64,
-    pub(super) cache: Option<u64>,
-}
-
-/// One task's life: writes, zeroes, discards and flushes until the power fails.
-async fn work(node: BlockNode, expected: Expected, mut rng: Rng, task: u64) {
+/// One task's life: writes, zeroes, discards and flushes. What fails may have been done in part.
+async fn work(node: BlockNode, history: History, mut rng: Rng, task: u64, over: Rc<Cell<bool>>) {
     for number in 1.. {
+        if over.get() {
+            return;
+        }
         let all = DISK / SECTOR / TASKS;
         let first = rng.below(all - 1);
         let longest = if rng.one_in(8) { all } else { 12 };
         let count = 1 + rng.below((all - first).min(longest));
         let start = task * all + first;
         let sectors = start..start + count;
-        let (at, len) = (start * SECTOR, count * SECTOR);
+        let bytes = start * SECTOR..(start + count) * SECTOR;
+        let buf = IoBuf::alloc(usize::try_from(count * SECTOR).unwrap());
         let value = task << 56 | rng.bits() >> 16 << 8 | number & 0xff;
-        let result = match rng.below(12) {
+        let result = match rng.below(13) {
             0..=6 => {
-                expected.begin(sectors.clone(), value);
-                let bytes = value.to_le_bytes().repeat(usize::try_from(len / 8).unwrap());
+                history.begin(sectors.clone(), value);
+                buf.copy_from(&value.to_le_bytes().repeat(buf.len() / 8));
                 let flags = WriteFlags { compressed: rng.one_in(4), ..WriteFlags::NONE };
-                node.write(at, IoBuf::from_vec(&bytes), flags).await
+                node.write(bytes.start, buf, flags).await
             }
             7..=8 => {
-                expected.begin(sectors.clone(), 0);
+                history.begin(sectors.clone(), 0);
                 let flags = if rng.one_in(2) { WriteFlags::UNMAP } else { WriteFlags::NONE };
-                node.write_zeroes(at..at + len, flags).await
+                node.write_zeroes(bytes, flags).await
             }
             9..=10 => {
-                let certain = expected.flushing();
-                let result = node.flush().await;
-                if result.is_ok() {
-                    expected.flushed(&certain);
+                let certain = history.flushing();
+                if node.flush().await.is_ok() {
+                    history.flushed(&certain);
                 }
-                if result.is_err() { return } else { continue }
+                continue;
+            }
+            11 => {
+                if node.read(bytes.start, buf.clone()).await.is_ok() {
+                    history.check_read(sectors, &buf.to_vec());
+                }
+                continue;
             }
             _ => {
-                expected.begin(sectors.clone(), 0);
-                let buf = IoBuf::alloc(usize::try_from(len).unwrap());
-                if node.discard(at..at + len).await.is_err()
-                    || node.read(at, buf.clone()).await.is_err()
-                {
-                    return;
+                history.begin(sectors.clone(), 0);
+                if node.discard(bytes.clone()).await.is_err() {
+                    history.failed(sectors);
+                    continue;
                 }
-                // What reads as before may become zero later: both stay possible.
-                for (sector, bytes) in sectors.clone().zip(buf.to_vec().chunks(512)) {
-                    if bytes.iter().all(|byte| *byte == 0) {
-                        expected.done(sector..sector + 1);
+                history.discarded(sectors.clone());
+                if node.read(bytes.start, buf.clone()).await.is_ok() {
+                    // What reads as before may become zero later: both stay possible.
+                    for (sector, bytes) in sectors.zip(buf.to_vec().chunks(512)) {
+                        if bytes.iter().all(|byte| *byte == 0) {
+                            history.settled(sector..sector + 1);
+                        }
                     }
                 }
                 continue;
             }
         };
-        if result.is_err() {
-            return;
+        match result {
+            Ok(()) => history.done(sectors),
+            Err(_) => history.failed(sectors),
         }
-        expected.done(sectors);
     }
 }
 
-fn crash_again_and_again(shape: &Shape, seed: u64, crashes: u64) {
+/// One thing that is done to the image as a whole. What is refused is of no account.
+async fn deed(graph: &BlockGraph, node: &BlockNode, history: &History, rng: &mut Rng) {
+    let name = rng.bits().to_string();
+    match rng.below(8) {
+        0..=1 => {
+            let taken = graph.take_internal_snapshot("disk", node, &name, Moment::default());
+            drop(taken.await);
+        }
+        2 => {
+            let driver = node.driver::<Qcow2Driver>().expect("a qcow2 image");
+            if let Some(first) = driver.snapshots().await.unwrap_or_default().first() {
+                let id = Some(first.id.as_str());
+                drop(graph.delete_internal_snapshot("disk", node, id, None).await);
+            }
+        }
+        3 => {
+            let bitmaps = node.bitmaps();
+            if let Some(name) = bitmaps.first().and_then(|first| first.name.clone())
+                && bitmaps.len() >= BITMAPS
+            {
+                graph.remove_bitmap("disk", &name).unwrap().commit();
+            }
+        }
+        4 => {
+            history.add_bitmap(&name);
+            let persistent =
+                BitmapOptions { name, granularity: None, persistent: true, disabled: false };
+            if let Ok(added) = graph.add_bitmap("disk", &persistent) {
+                added.commit();
+            }
+        }
+        _ => drop(node.resize(DISK + rng.below(64) * 8192).await),
+    }
+}
+
+async fn upkeep(
+    executor: Executor,
+    graph: BlockGraph,
+    node: BlockNode,
+    history: History,
+    mut rng: Rng,
+    over: Rc<Cell<bool>>,
+) {
+    while !over.get() {
+        executor.sleep(Duration::from_micros(rng.below(20_000))).await;
+        deed(&graph, &node, &history, &mut rng).await;
+    }
+}
+
+/// Lets some operations of a disk fail.
+async fn trouble(executor: Executor, disks: Vec<SimDisk>, mut rng: Rng) {
+    let ops =
+        [SimOp::Read, SimOp::Write, SimOp::Write, SimOp::Zeroes, SimOp::Discard, SimOp::Flush];
+    loop {
+        executor.sleep(Duration::from_micros(rng.below(10_000))).await;
+        let op = ops[usize::try_from(rng.below(ops.len() as u64)).unwrap()];
+        let kind = if rng.one_in(2) { ErrorKind::Io } else { ErrorKind::NoSpace };
+        let fault = Fault::once(op, Effect::Fail(kind)).after(rng.below(8));
+        disks[usize::try_from(rng.below(disks.len() as u64)).unwrap()].inject(fault);
+    }
+}
+
+/// An image is used until the power fails.
+async fn live(image: &Simulated, life: Life, history: &History, rng: &mut Rng) {
+    let executor = &image.executor;
+    let over = Rc::new(Cell::new(false));
+    let mut tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let random = Rng::new(rng.bits());
+            let work = work(image.node.clone(), history.clone(), random, task, Rc::clone(&over));
+            executor.spawn(work)
+        })
+        .collect();
+    if life.upkeep {
+        let (graph, node, random) = (image.graph.clone(), image.node.clone(), Rng::new(rng.bits()));
+        let upkeep =
+            upkeep(executor.clone(), graph, node, history.clone(), random, Rc::clone(&over));
+        tasks.push(executor.spawn(upkeep));
+    }
+    if life.faults {
+        drop(executor.spawn(trouble(executor.clone(), image.disks(), Rng::new(rng.bits()))));
+    }
+    let time = if rng.one_in(3) { 400 } else { 40 };
+    executor.sleep(Duration::from_micros(500 + rng.below(time * 1000))).await;
+    if life.upkeep && rng.one_in(2) {
+        over.set(true);
+        for task in tasks {
+            task.await;
+        }
+        let (graph, history) = (image.graph.clone(), history.clone());
+        let given_up = executor.spawn(async move {
+            let certain = history.flushing();
+            if graph.inactivate_all().await.is_ok() {
+                history.flushed(&certain);
+            }
+        });
+        executor.sleep(Duration::from_micros(rng.below(20_000))).await;
+        drop(given_up);
+    }
+    image.crash();
+}
+
+fn crash_again_and_again(shape: &Shape, life: Life, seed: u64, crashes: u64) {
     let mut rng = Rng::new(seed);
-    let mut expected = Expected::new();
-    let mut content: Option<Vec<u8>> = None;
+    let mut history = History::new(shape);
+    let mut media: Option<Media> = None;
     for crash in 0..crashes {
-        let image = Simulated::start(rng.bits(), shape, content.as_deref());
+        let image = Simulated::start(rng.bits(), shape, media.as_ref());
         let what = format!("seed {seed}, after crash {crash}");
         image.executor.block_on(async {
             let buf = IoBuf::alloc(usize::try_from(DISK).unwrap());
             image.node.read(0, buf.clone()).await.unwrap();
-            expected.check(&buf.to_vec(), &what);
-            for task in 0..TASKS {
-                let work = work(image.node.clone(), expected.clone(), Rng::new(rng.bits()), task);
-                image.executor.spawn(work);
-            }
-            let time = if rng.one_in(3) { 400 } else { 40 };
-            image.executor.sleep(Duration::from_micros(500 + rng.below(time * 1000))).await;
-            image.disk.crash();
+            history.check(&buf.to_vec(), &what);
+            history.check_bitmaps(&image.node, &what);
+            live(&image, life, &history, &mut rng).await;
         });
         // What the tasks still do and believe is of no account: they died with the machine.
-        content = Some(image.disk.contents());
-        expected = expected.freeze();
-        drop(image.graph);
+        media = Some(image.media());
+        history = history.freeze();
+        image.executor.shut_down();
     }
 }
 
-fn runs() -> u64 {
-    std::env::var("FERRY_CRASHES").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+/// Runs of each test: `FERRY_CRASHES` asks for more.
+fn seeds(first: u64) -> std::ops::Range<u64> {
+    let asked = std::env::var("FERRY_CRASHES").ok().and_then(|text| text.parse::<u64>().ok());
+    first..first + asked.unwrap_or(12)
+}
+
+/// Images of every kind, one after the other.
+fn shape(seed: u64) -> Shape {
+    let base = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
+    let create = match seed % 5 {
+        0 => base,
+        1 => CreateOptions { cluster_size: 512, ..base },
+        2 => CreateOptions { cluster_size: 16384, extended_l2: true, ..base },
+        3 => CreateOptions { cluster_size: 1024, lazy_refcounts: true, ..base },
+        _ => CreateOptions { cluster_size: 2048, data_file: Some("data".into()), ..base },
+    };
+    let cache = seed.is_multiple_of(3).then_some(0);
+    Shape { cache, backed: seed.is_multiple_of(2), ..Shape::new(create) }
 }
 
 #[test]
 fn files_survive_power_failures() {
-    for seed in 0..runs() {
+    for seed in seeds(0) {
         let create = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
-        let cache = (seed.is_multiple_of(2)).then_some(0);
-        crash_again_and_again(&Shape { create, device: 0, cache }, seed, 8);
+        let cache = seed.is_multiple_of(2).then_some(0);
+        crash_again_and_again(&Shape { cache, ..Shape::new(create) }, Life::default(), seed, 8);
     }
 }
 
 #[test]
 fn files_of_small_clusters_survive_power_failures() {
-    for seed in 100..100 + runs() {
+    for seed in seeds(100) {
         let create =
             CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(DISK) };
-        crash_again_and_again(&Shape { create, device: 0, cache: None }, seed, 6);
+        crash_again_and_again(&Shape::new(create), Life::default(), seed, 6);
     }
 }
 
 #[test]
 fn devices_survive_power_failures() {
-    for seed in 200..200 + runs() {
+    for seed in seeds(200) {
         let create = CreateOptions {
             cluster_size: 16384,
             extended_l2: seed.is_multiple_of(2),
             ..CreateOptions::new(DISK)
         };
-        crash_again_and_again(&Shape { create, device: 3 << 20, cache: None }, seed, 8);
+        let shape = Shape { device: 3 << 20, ..Shape::new(create) };
+        crash_again_and_again(&shape, Life::default(), seed, 8);
     }
 }
 
 #[test]
 fn lazy_refcounts_are_repaired_after_power_failures() {
-    for seed in 300..300 + runs() {
+    for seed in seeds(300) {
         let create =
             CreateOptions { cluster_size: 8192, lazy_refcounts: true, ..CreateOptions::new(DISK) };
-        crash_again_and_again(&Shape { create, device: 0, cache: None }, seed, 6);
+        crash_again_and_again(&Shape::new(create), Life::default(), seed, 6);
+    }
+}
+
+#[test]
+fn images_survive_power_failures_while_snapshots_and_bitmaps_come_and_go() {
+    for seed in seeds(400) {
+        crash_again_and_again(&shape(seed), Life { upkeep: true, faults: false }, seed, 8);
+    }
+}
+
+#[test]
+fn images_survive_power_failures_of_disks_that_fail_now_and_then() {
+    for seed in seeds(500) {
+        crash_again_and_again(&shape(seed), Life { upkeep: false, faults: true }, seed, 8);
+    }
+}
+
+#[test]
+fn images_survive_all_of_it_together() {
+    for seed in seeds(600) {
+        crash_again_and_again(&shape(seed), Life { upkeep: true, faults: true }, seed, 8);
     }
 }

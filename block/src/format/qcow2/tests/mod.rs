@@ -2,11 +2,15 @@
 
 mod bitmaps;
 mod crash;
+mod faults;
+mod history;
 mod interop;
 mod kill;
 mod owner;
 mod random;
 mod resize;
 mod rig;
+mod simulated;
 mod size;
 mod storm;
+mod subclusters;

@@ -111,9 +111,15 @@ fn random_requests_over_a_backing_file() {
     let Some(rig) = Rig::new() else { return };
     let base = rig.create("base.qcow2", "", "700k");
     rig.qemu_io(&base, &["write -P 0x5a 0 700k", "write -z 64k 64k"]);
-    for (seed, shape) in
-        ["", "cluster_size=512", "extended_l2=on,cluster_size=32k"].iter().enumerate()
-    {
+    let shapes = [
+        "",
+        "cluster_size=512",
+        "extended_l2=on,cluster_size=32k",
+        "compat=0.10",
+        "cluster_size=2k,compat=0.10",
+        "extended_l2=on,preallocation=metadata",
+    ];
+    for (seed, shape) in shapes.iter().enumerate() {
         let shape = format!(
             "{shape}{}backing_file=base.qcow2,backing_fmt=qcow2",
             if shape.is_empty() { "" } else { "," }
@@ -125,9 +131,17 @@ fn random_requests_over_a_backing_file() {
 #[test]
 fn random_requests_with_a_data_file() {
     let Some(rig) = Rig::new() else { return };
-    for (seed, raw) in ["off", "on"].iter().enumerate() {
+    let shapes = [
+        ("off", "cluster_size=64k"),
+        ("on", "cluster_size=64k"),
+        ("off", "extended_l2=on"),
+        ("on", "extended_l2=on"),
+        ("off", "extended_l2=on,preallocation=metadata"),
+        ("off", "cluster_size=512"),
+    ];
+    for (seed, (raw, more)) in shapes.iter().enumerate() {
         let data = rig.path("data.raw");
-        let shape = format!("data_file={data},data_file_raw={raw}");
+        let shape = format!("{more},data_file={data},data_file_raw={raw}");
         random(&rig, &shape, 1 << 20, 300 + seed as u64, options);
         if *raw == "on" {
             let content = rig.content(&rig.path("image.qcow2"));

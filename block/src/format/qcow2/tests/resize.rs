@@ -71,3 +71,37 @@ fn a_raw_data_file_stays_sparse_when_the_disk_grows() {
         assert!(bytes[1001 << 10..].iter().all(|byte| *byte == 0));
     }
 }
+
+/// What is below the end of the disk is not copied to make room for nothing.
+#[test]
+fn a_disk_that_grows_where_nothing_is_allocates_nothing() {
+    let Some(rig) = Rig::new() else { return };
+    let below = rig.create("below.qcow2", "", "1001k");
+    rig.qemu_io(&below, &["write -P 5 0 1001k"]);
+    for more in ["cluster_size=2M", "cluster_size=64k,compat=0.10", "extended_l2=on"] {
+        let more = format!("{more},backing_file={below},backing_fmt=qcow2");
+        let path = rig.create("image.qcow2", &more, "1001k");
+        let image = open(options(&path));
+        image.on(async |node| node.resize(5 * MIB).await.unwrap());
+        image.close();
+        let map = crate::testing::tool("qemu-img", &["map", "--output", "json", &path]);
+        assert!(!map.contains("\"depth\": 0, \"present\": true"), "{more}: {map}");
+        rig.qemu_io(&path, &["read -P 5 0 1001k", "read -P 0 1001k 4119k"]);
+        check(&path);
+    }
+}
+
+/// Places that were given to clusters in advance are given back, though nothing is in them.
+#[test]
+fn a_preallocated_disk_with_subclusters_gets_shorter() {
+    let Some(rig) = Rig::new() else { return };
+    let path = rig.create("image.qcow2", "extended_l2=on,preallocation=metadata", "8M");
+    rig.qemu_io(&path, &["write -P 5 100k 10k", "write -P 5 5M 10k"]);
+    let image = open(options(&path));
+    image.on(async |node| node.resize(MIB).await.unwrap());
+    image.close();
+    check(&path);
+    let len = std::fs::metadata(&path).unwrap().len();
+    assert!(len <= 2 * MIB, "the file has {len} bytes");
+    rig.qemu_io(&path, &["read -P 5 100k 10k", "read -P 0 110k 914k"]);
+}

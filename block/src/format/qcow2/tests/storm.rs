@@ -2,20 +2,23 @@
 //! that come and go. Nothing that was written is lost, a snapshot holds one moment, and QEMU finds neither error nor leak.
 
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::super::create::CreateOptions;
 use super::super::snapshot::Moment;
-use super::crash::{DISK, SECTOR, Shape, Simulated, TASKS};
 use super::rig::{Rig, check};
+use super::simulated::{DISK, SECTOR, Shape, Simulated};
 use crate::buf::IoBuf;
 use crate::driver::WriteFlags;
 use crate::graph::BitmapOptions;
 use crate::node::BlockNode;
 use crate::testing::{Rng, tool};
 
+/// Guests that write at once, each to sectors of its own, which share clusters with others.
+const TASKS: u64 = 6;
 /// Most snapshots at once.
 const SNAPSHOTS: usize = 4;
 /// What is done to the image as a whole in one run.
@@ -31,11 +34,16 @@ struct Truth {
     /// All that each sector held since it was begun to take a snapshot.
     taking: Option<Vec<Vec<u64>>>,
     snapshots: Vec<(String, Vec<Vec<u64>>)>,
+    /// What each bitmap must have seen: sectors that were changed since it is there.
+    bitmaps: BTreeMap<String, BTreeSet<usize>>,
     over: bool,
 }
 
 impl Truth {
     fn begin(&mut self, sectors: Range<usize>, value: u64) {
+        for seen in self.bitmaps.values_mut() {
+            seen.extend(sectors.clone());
+        }
         for index in sectors {
             self.sectors[index].1 = Some(value);
             if let Some(taking) = &mut self.taking {
@@ -65,6 +73,21 @@ fn compare(bytes: &[u8], allowed: &[Vec<u64>], what: &str) {
             allowed.contains(&value),
             "{what}: sector {index} holds {value:#x}, not {allowed:x?}"
         );
+    }
+}
+
+/// Every bitmap has seen what it must have seen, and there are no others.
+fn compare_bitmaps(node: &BlockNode, truth: &Truth) {
+    let bitmaps = node.bitmaps();
+    let names: BTreeSet<_> = bitmaps.iter().filter_map(|bitmap| bitmap.name.as_ref()).collect();
+    assert_eq!(names, truth.bitmaps.keys().collect());
+    for bitmap in &bitmaps {
+        let Some(seen) = bitmap.name.as_ref().and_then(|name| truth.bitmaps.get(name)) else {
+            continue;
+        };
+        let missed =
+            seen.iter().find(|index| !bitmap.bits.borrow().is_dirty(**index as u64 * SECTOR));
+        assert_eq!(missed, None, "bitmap {:?} has not seen a sector", bitmap.name);
     }
 }
 
@@ -149,11 +172,13 @@ async fn deed(image: &Simulated, truth: &RefCell<Truth>, rng: &mut Rng, number: 
                 disabled: false,
             };
             graph.add_bitmap("disk", &options).unwrap().commit();
+            truth.borrow_mut().bitmaps.insert(options.name, BTreeSet::new());
         }
         7 => {
             let names: Vec<_> = node.bitmaps().iter().filter_map(|one| one.name.clone()).collect();
             if let Some(name) = names.first() {
                 graph.remove_bitmap("disk", name).unwrap().commit();
+                truth.borrow_mut().bitmaps.remove(name);
             }
         }
         _ => node.flush().await.unwrap(),
@@ -181,8 +206,11 @@ fn storm(rig: &Rig, shape: &Shape, seed: u64) {
         for guest in guests {
             guest.await;
         }
+        compare_bitmaps(&image.node, &truth.borrow());
         image.graph.inactivate_all().await.unwrap();
     });
+    let again = Simulated::start(seed, shape, Some(&image.media()));
+    compare_bitmaps(&again.node, &truth.borrow());
     let path = rig.path("image.qcow2");
     std::fs::write(&path, image.disk.contents()).unwrap();
     check(&path);
@@ -211,7 +239,7 @@ fn what_is_done_to_an_image_in_use_loses_nothing() {
     for seed in 0..runs {
         for (number, create) in shapes.iter().enumerate() {
             let cache = seed.is_multiple_of(2).then_some(0);
-            let shape = Shape { create: create.clone(), device: 0, cache };
+            let shape = Shape { cache, ..Shape::new(create.clone()) };
             storm(&rig, &shape, seed * 10 + number as u64);
         }
     }
@@ -220,7 +248,7 @@ fn what_is_done_to_an_image_in_use_loses_nothing() {
 #[test]
 fn what_waited_for_an_image_at_rest_is_there_after_the_next_flush() {
     let create = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
-    let shape = Shape { create, device: 0, cache: None };
+    let shape = Shape::new(create);
     let image = Simulated::start(1, &shape, None);
     let bytes = |byte: u8| IoBuf::from_vec(&[byte; 4096]);
     image.executor.block_on(async {
@@ -235,9 +263,9 @@ fn what_waited_for_an_image_at_rest_is_there_after_the_next_flush() {
         image.node.write(0, bytes(2), WriteFlags::NONE).await.unwrap();
         assert!(snapshot.is_finished(), "the write has not waited");
         image.node.flush().await.unwrap();
-        image.disk.crash();
+        image.crash();
     });
-    let again = Simulated::start(1, &shape, Some(&image.disk.contents()));
+    let again = Simulated::start(1, &shape, Some(&image.media()));
     again.executor.block_on(async {
         let buf = IoBuf::alloc(4096);
         again.node.read(0, buf.clone()).await.unwrap();
