@@ -74,7 +74,9 @@ const SWITCHES: [(Verb, &str); 5] = [
 impl Args for Verbs {
     fn augment_args(command: Command) -> Command {
         let switch = |(verb, help): &(Verb, &'static str)| {
-            Arg::new(verb.name()).long(verb.name()).help(*help).action(ArgAction::SetTrue)
+            let arg = Arg::new(verb.name()).long(verb.name()).help(*help);
+            // Every time that it is there is told of, with its place.
+            arg.num_args(0).default_missing_value("").action(ArgAction::Append)
         };
         let merge = Arg::new("merge")
             .long("merge")
@@ -93,11 +95,8 @@ impl FromArgMatches for Verbs {
     fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Verbs, clap::Error> {
         let mut found: Vec<(usize, Verb)> = Vec::new();
         for (verb, _) in SWITCHES {
-            if matches.get_flag(verb.name())
-                && let Some(place) = matches.index_of(verb.name())
-            {
-                found.push((place, verb));
-            }
+            let places = matches.indices_of(verb.name()).into_iter().flatten();
+            found.extend(places.map(|place| (place, verb.clone())));
         }
         let sources = matches.get_many::<String>("merge").into_iter().flatten();
         let places = matches.indices_of("merge").into_iter().flatten();
@@ -133,6 +132,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge",
         ));
     }
+    check(arguments)?;
     Session::run(&arguments.image.objects, async |session| {
         let request = arguments.image.request(&arguments.filename, Access::Resize);
         let (format, file) = session.open_container(&request).await?;
@@ -149,6 +149,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         bitmaps.store().await?;
         Ok(0)
     })
+}
+
+/// Refuses arguments that say something of what is not done.
+fn check(arguments: &Arguments) -> Result<()> {
+    let does = |wanted: fn(&Verb) -> bool| arguments.verbs.0.iter().any(wanted);
+    let refuse = |text: &str| Err(Failure::new(text));
+    if arguments.granularity.is_some() && !does(|verb| matches!(verb, Verb::Add)) {
+        return refuse("granularity only supported with --add");
+    }
+    if arguments.source_file.is_some() && !does(|verb| matches!(verb, Verb::Merge(_))) {
+        return refuse("Merge bitmap source file only supported with --merge");
+    }
+    if arguments.source_format.is_some() && arguments.source_file.is_none() {
+        return refuse("-F only supported with -b");
+    }
+    Ok(())
 }
 
 impl Bitmaps {

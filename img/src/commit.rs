@@ -70,8 +70,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
 /// The image below that takes everything, and whether the user left that to us: only then is what was
 /// committed given up.
 fn base(image: &Image, name: Option<&str>) -> Result<(BlockNode, bool)> {
-    let next =
-        image.node.backing().ok_or_else(|| Failure::new("Image does not have a backing file"))?;
+    // Of others nothing could be given up.
+    let is_qcow2 = image.node.skip_filters().driver::<Qcow2Driver>().is_some();
+    let next = image.node.backing().filter(|_| is_qcow2);
+    let next = next.ok_or_else(|| Failure::new("Image does not have a backing file"))?;
     let Some(name) = name else { return Ok((next, true)) };
     let mut chain = std::iter::successors(Some(next.clone()), BlockNode::backing);
     let named = |node: &BlockNode| {

@@ -1,9 +1,11 @@
 //! `create`: a new image.
 
+use std::ops::Range;
+
 use clap::Args;
-use ferry_block::WriteFlags;
 use ferry_block::format::qcow2;
 use ferry_block::protocol::file;
+use ferry_block::{BlockBackend, IoBuf, WriteFlags};
 
 use crate::failure::{Failure, Result};
 use crate::keyval;
@@ -17,6 +19,8 @@ use crate::size;
 
 /// Disks are whole sectors, bytes.
 const SECTOR: u64 = 512;
+/// Bytes that are written at once.
+const PIECE: usize = 1 << 20;
 
 /// Arguments of `create`.
 #[derive(Debug, Args)]
@@ -170,16 +174,35 @@ async fn create_raw(session: &Session, new: &New<'_>) -> Result<()> {
     let file = empty_file(session, new.name, hint).await?;
     let size = size.next_multiple_of(SECTOR);
     file.root.resize(size).await?;
-    let zeroes = || file.root.write_zeroes(0..size, WriteFlags::NONE);
-    match preallocation {
-        Preallocation::Off => {}
-        Preallocation::Metadata => {
-            return Err(Failure::new("Unsupported preallocation mode 'metadata'"));
-        }
-        Preallocation::Falloc | Preallocation::Full if size == 0 => {}
-        Preallocation::Falloc | Preallocation::Full => zeroes().await?,
+    if preallocation == Preallocation::Metadata {
+        return Err(Failure::new("Unsupported preallocation mode 'metadata'"));
     }
+    take_space(&file.root, 0..size, preallocation).await?;
     session.forget(file);
+    Ok(())
+}
+
+/// Takes the host's space for a range that reads as zeroes.
+pub(crate) async fn take_space(
+    root: &BlockBackend,
+    range: Range<u64>,
+    how: Preallocation,
+) -> Result<()> {
+    match how {
+        Preallocation::Off | Preallocation::Metadata => {}
+        Preallocation::Falloc | Preallocation::Full if range.is_empty() => {}
+        // Zeroes that may not unmap are space taken.
+        Preallocation::Falloc => root.write_zeroes(range, WriteFlags::NONE).await?,
+        Preallocation::Full => {
+            let zeroes = IoBuf::alloc(PIECE);
+            let mut at = range.start;
+            while at < range.end {
+                let len = usize::try_from(range.end - at).unwrap_or(PIECE).min(PIECE);
+                root.write(at, zeroes.slice(0..len), WriteFlags::NONE).await?;
+                at += len as u64;
+            }
+        }
+    }
     Ok(())
 }
 
@@ -221,9 +244,10 @@ async fn create_qcow2(session: &Session, new: &New<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Bytes of the disk in an image that is to lie below another.
+/// Bytes of the disk in an image that is to lie below another. It may be in use: who takes a snapshot of
+/// a running guest's disk makes the new image first.
 async fn backing_len(session: &Session, name: &str, format: &str) -> Result<u64> {
-    let request = Request::read(name, Some(format));
+    let request = Request { access: Access::Share, ..Request::read(name, Some(format)) };
     let (_, file) = session.open_container(&request).await?;
     let len = match format {
         "qcow2" => qcow2::header::Header::load(file.root.edge()).await?.size,

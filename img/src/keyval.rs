@@ -26,7 +26,7 @@ pub(crate) fn boolean(key: &str, value: &str) -> Result<bool> {
 }
 
 /// Keys whose values are text even when they look like numbers or switches.
-const TEXT: [&str; 14] = [
+const TEXT: [&str; 15] = [
     "driver",
     "filename",
     "node-name",
@@ -41,6 +41,7 @@ const TEXT: [&str; 14] = [
     "discard",
     "detect-zeroes",
     "locking",
+    "throttle-group",
 ];
 
 /// `driver=qcow2,file.filename=x` as the JSON object that QMP would be given.

@@ -97,6 +97,13 @@ pub fn run(command: &ImgCommand) -> ExitCode {
     }))
 }
 
+/// Ends for a command line that is not understood, or that asked for help. The status is that of other
+/// failures: what clap would end with is a finding of `check`.
+pub fn misused(error: &clap::Error) -> ExitCode {
+    drop(error.print());
+    if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
 /// One line for the person who started us.
 pub(crate) fn say(line: &dyn std::fmt::Display) {
     use std::io::Write;

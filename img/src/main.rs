@@ -14,5 +14,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    ferry_img::run(&Arguments::parse().command)
+    match Arguments::try_parse() {
+        Ok(arguments) => ferry_img::run(&arguments.command),
+        Err(error) => ferry_img::misused(&error),
+    }
 }

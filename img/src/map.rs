@@ -193,7 +193,7 @@ impl Known {
     /// only asked of images that have many.
     async fn hole(&self, node: &BlockNode, host: u64, len: u64) -> Result<Option<(bool, u64)>> {
         let Some(driver) = node.driver::<Qcow2Driver>() else { return Ok(None) };
-        let file = driver.file();
+        let file = data_file(node).unwrap_or_else(|| driver.file().node());
         if !self.places.get(node.name()).is_some_and(Places::is_hollow) || host >= file.len() {
             return Ok(None);
         }
@@ -231,7 +231,6 @@ pub(crate) async fn entry(top: &BlockNode, known: &mut Known, at: u64, end: u64)
         {
             (zero, len) = (hole, until);
         }
-        let data_file = node.children().into_iter().find(|edge| edge.role() == ChildRole::Data);
         return Ok(Entry {
             start: at,
             len,
@@ -240,9 +239,15 @@ pub(crate) async fn entry(top: &BlockNode, known: &mut Known, at: u64, end: u64)
             zero,
             data: extent.kind == ExtentKind::Data,
             offset,
-            file: data_file.map_or(node, |edge| edge.node()).filename(),
+            file: data_file(&node).unwrap_or(node).filename(),
         });
     }
+}
+
+/// Where an image keeps its data, if that is not its own file.
+fn data_file(node: &BlockNode) -> Option<BlockNode> {
+    let mut children = node.children().into_iter();
+    children.find(|edge| edge.role() == ChildRole::Data).map(|edge| edge.node())
 }
 
 /// What the metadata context says that the user wants to see instead of the allocation.

@@ -2,7 +2,9 @@
 
 use clap::Args;
 use ferry_block::Secret;
+use ferry_block::filter::throttle::{ThrottleGroup, ThrottleLimits};
 use ferry_block::net::{TlsCreds, no_psk};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -13,7 +15,8 @@ use crate::session::Session;
 /// Objects that options refer to by id.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Objects {
-    /// TLS credentials (tls-creds-x509,id=ID,dir=FOLDER) or a secret (secret,id=ID,file=PATH)
+    /// TLS credentials (tls-creds-x509,id=ID,dir=FOLDER), a secret (secret,id=ID,file=PATH) or limits
+    /// (throttle-group,id=ID,limits.bps-total=BYTES)
     #[arg(long = "object", value_name = "TYPE,KEY=VALUE...")]
     objects: Vec<String>,
 }
@@ -37,6 +40,7 @@ async fn load(session: &Session, text: &str) -> Result<()> {
         "tls-creds-x509" => credentials(session, rest).await,
         "tls-creds-psk" => Err(no_psk().into()),
         "secret" => secret(session, rest).await,
+        "throttle-group" => throttle_group(session, rest),
         _ => Err(Failure::new(format!("invalid object type: {kind}"))),
     }
 }
@@ -57,6 +61,23 @@ async fn secret(session: &Session, text: &str) -> Result<()> {
     let id = take_id(&mut options)?;
     let options = from_members(options)?;
     Secret::load(&session.graph, &options).await?.register(&session.graph, &id);
+    Ok(())
+}
+
+/// What a throttle group may be told.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct GroupOptions {
+    limits: ThrottleLimits,
+}
+
+fn throttle_group(session: &Session, text: &str) -> Result<()> {
+    let Value::Object(mut options) = keyval::object(text)? else {
+        return Err(Failure::new("no options"));
+    };
+    let id = take_id(&mut options)?;
+    let options: GroupOptions = from_members(options)?;
+    ThrottleGroup::create(&session.graph, &id, options.limits)?;
     Ok(())
 }
 

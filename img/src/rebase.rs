@@ -1,5 +1,7 @@
 //! `rebase`: another image below.
 
+use std::ops::Range;
+
 use clap::Args;
 use ferry_block::format::qcow2::Qcow2Driver;
 use ferry_block::format::qcow2::amend::{AmendOptions, Backing, amend};
@@ -141,16 +143,22 @@ async fn keep_differences(image: &Image, at: u64, old: &IoBuf, new: &IoBuf) -> R
         if before[start..end] != after[start..end] {
             let place = at + start as u64;
             let part = old.slice(start..end);
-            if part.is_zero() {
-                let range = place..at + end as u64;
-                image.root.write_zeroes(range, WriteFlags::NONE).await?;
-            } else {
+            let range = place..at + end as u64;
+            if !part.is_zero() || !is_written_down(image, range).await? {
                 image.root.write(place, part, WriteFlags::NONE).await?;
             }
         }
         start = end;
     }
     Ok(())
+}
+
+/// Makes a range zero; whether the image itself says so now. One of version 2 cannot, and says nothing
+/// where nothing is below that is to be hidden yet.
+async fn is_written_down(image: &Image, range: Range<u64>) -> Result<bool> {
+    image.root.write_zeroes(range.clone(), WriteFlags::NONE).await?;
+    let extent = image.node.map(range.clone()).await?;
+    Ok(extent.kind != ExtentKind::Absent && extent.len == range.end - range.start)
 }
 
 /// Writes the name of the image below into the header.

@@ -4,17 +4,13 @@ use std::ops::Range;
 
 use clap::Args;
 use ferry_block::format::qcow2::Qcow2Driver;
-use ferry_block::{IoBuf, WriteFlags};
 
-use crate::create::Preallocation;
+use crate::create::{Preallocation, take_space};
 use crate::failure::{Failure, Result};
 use crate::naming::Naming;
 use crate::output::print;
 use crate::session::{Access, Image, Session};
 use crate::size;
-
-/// Bytes that are written at once.
-const PIECE: usize = 1 << 20;
 
 /// Arguments of `resize`.
 #[derive(Debug, Args)]
@@ -74,20 +70,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
 async fn preallocate(image: &Image, grown: Range<u64>, mode: Preallocation) -> Result<()> {
     let qcow2 = image.node.driver::<Qcow2Driver>();
     match (mode, qcow2) {
-        (Preallocation::Off, _) => {}
         (Preallocation::Metadata, Some(driver)) => driver.preallocate(grown, false).await?,
         (Preallocation::Falloc, Some(driver)) => driver.preallocate(grown, true).await?,
-        (Preallocation::Full, Some(_)) => {
-            let zeroes = IoBuf::alloc(PIECE);
-            let mut at = grown.start;
-            while at < grown.end {
-                let len = usize::try_from(grown.end - at).unwrap_or(PIECE).min(PIECE);
-                image.root.write(at, zeroes.slice(0..len), WriteFlags::NONE).await?;
-                at += len as u64;
-            }
-        }
-        // Zeroes that keep their space.
-        (_, None) => image.root.write_zeroes(grown, WriteFlags::NONE).await?,
+        (mode, _) => take_space(&image.root, grown, mode).await?,
     }
     Ok(())
 }

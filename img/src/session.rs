@@ -281,8 +281,13 @@ impl Session {
 fn leave_alone(options: &mut Value) {
     if options["driver"] == "qcow2" {
         options["backing"] = Value::Null;
-    } else if let Some(file) = options.get_mut("file").filter(|file| file.is_object()) {
-        leave_alone(file);
+        return;
+    }
+    // Filters name what is below them in one of these ways.
+    for key in ["file", "image"] {
+        if let Some(below) = options.get_mut(key).filter(|below| below.is_object()) {
+            leave_alone(below);
+        }
     }
 }
 

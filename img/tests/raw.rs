@@ -67,6 +67,15 @@ fn new_images_and_new_lengths_are_what_qemu_img_makes() {
     rig.same_text("create -q -f raw -o preallocation=falloc n.raw 1M");
     assert_eq!(rig.ours("create -q -o preallocation=full n.raw 1M").status.code(), Some(0));
     assert!(rig.blocks("n.raw") >= 1 << 20 && rig.bytes("n.raw") == vec![0; 1 << 20]);
+    // What is full was written, where falloc only takes the space.
+    rig.same_text("map --output json -f raw n.raw");
+    let is_written = || {
+        !String::from_utf8_lossy(&rig.ours("map --output json n.raw").stdout)
+            .contains("\"data\": false")
+    };
+    assert!(is_written());
+    rig.ours("resize -q -f raw --preallocation=full n.raw 1536k");
+    assert!(is_written());
     for (arguments, len) in [
         ("resize -f raw n.raw 2M", 2 << 20),
         ("resize -f raw n.raw +1M", 3 << 20),
@@ -229,6 +238,8 @@ fn what_another_program_writes_to_is_not_touched() {
     }
     assert!(rig.bytes("a.raw") == before);
     rig.same_json("info -U --output json a.raw");
+    // A guest goes on in an image of its own on top of the one that it uses now.
+    rig.same_text("create -q -f qcow2 -b a.raw -F raw n.qcow2");
     drop(holder);
 }
 

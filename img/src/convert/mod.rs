@@ -173,6 +173,9 @@ fn check(arguments: &Arguments) -> Result<()> {
     if arguments.target_is_zero && !arguments.no_create {
         return refuse("--target-is-zero requires use of -n flag");
     }
+    if arguments.target_is_zero && has_backing(arguments) {
+        return refuse("Cannot use --target-is-zero when the destination image has a backing file");
+    }
     if arguments.target_image_opts && !arguments.no_create {
         return refuse("--target-image-opts requires use of -n flag");
     }
@@ -191,7 +194,7 @@ fn check(arguments: &Arguments) -> Result<()> {
     }
     let has_format =
         arguments.backing_format.is_some() || option(arguments, "backing_fmt").is_some();
-    if arguments.backing.is_some() && !has_format {
+    if arguments.backing.is_some() && !has_format && !arguments.no_create {
         return refuse("Use of backing file requires explicit backing format");
     }
     if arguments.compress && arguments.target_format != "qcow2" {

@@ -22,7 +22,7 @@ impl Places {
     /// The tables of the disk that `header` describes, in the image in `file`.
     pub(crate) async fn load(file: Edge, header: Header) -> Result<Places> {
         let l1 = read(&file, header.l1.offset, u64::from(header.l1.entries) * 8).await?;
-        let hollow = !header.geometry.has_external_data() && is_hollow(&file, &header).await?;
+        let hollow = is_hollow(&file, &header).await?;
         Ok(Places { file, header, l1, hollow, l2: None })
     }
 

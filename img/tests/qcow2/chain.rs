@@ -91,9 +91,30 @@ fn what_an_image_grows_by_is_allocated_as_asked() {
 }
 
 #[test]
+fn tables_for_what_an_image_grows_by_need_no_data() {
+    let Some(rig) = Rig::empty() else { return };
+    rig.qemu_img("create -q -f qcow2 a.qcow2 1M");
+    rig.ours("resize --preallocation=metadata a.qcow2 +128M");
+    rig.qemu_img("check a.qcow2");
+    let blocks = rig.path("a.qcow2").metadata().unwrap().blocks();
+    assert!(blocks * 512 < 1 << 20, "{} bytes are allocated", blocks * 512);
+    // What is given places is mapped as holes, in a data file, too.
+    rig.same_json("map --output json a.qcow2");
+    rig.qemu_img("create -q -f qcow2 -o data_file=d.raw,preallocation=falloc b.qcow2 4M");
+    rig.qemu_io("b.qcow2", &["write -P 5 1M 64k"]);
+    rig.same_json("map --output json b.qcow2");
+}
+
+#[test]
 fn zeroes_stay_zeroes_when_an_image_is_put_below() {
     let Some(rig) = Rig::empty() else { return };
-    for options in ["cluster_size=64k", "extended_l2=on"] {
+    for options in [
+        "cluster_size=64k",
+        "extended_l2=on",
+        "compat=0.10",
+        "data_file=data.raw",
+        "data_file=data.raw,extended_l2=on",
+    ] {
         rig.qemu_img("create -q -f qcow2 below.qcow2 2M");
         rig.qemu_io("below.qcow2", &["write -P 7 0 2M"]);
         rig.qemu_img(&format!("create -q -f qcow2 -o {options} alone.qcow2 1500k"));
@@ -242,18 +263,21 @@ fn an_image_behind_filters_is_committed_and_emptied() {
         let file = "file.".repeat(depth);
         format!("{file}driver=qcow2,{file}file.driver=file,{file}file.filename=top.qcow2")
     };
+    let throttled = "--object throttle-group,id=t,limits.bps-total=1073741824 --image-opts driver=throttle,throttle-group=t";
     for options in [
-        format!("driver=copy-on-read,{}", image(1)),
-        format!("driver=compress,{}", image(1)),
-        format!("driver=copy-on-read,file.driver=compress,{}", image(2)),
+        format!("{throttled},{}", image(1)),
+        "--image-opts driver=blkdebug,image.driver=qcow2,image.file.filename=top.qcow2".to_owned(),
+        format!("--image-opts driver=copy-on-read,{}", image(1)),
+        format!("--image-opts driver=compress,{}", image(1)),
+        format!("--image-opts driver=copy-on-read,file.driver=compress,{}", image(2)),
     ] {
         for (keep, what) in [("", "top.qcow2"), (" -d", "base.qcow2")] {
             rig.qemu_img("create -q -f qcow2 base.qcow2 4M");
             rig.qemu_img("create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2 8M");
             rig.qemu_io("top.qcow2", &["write -P 9 1M 1M", "write -P 8 6M 64k"]);
             rig.qemu_img("convert -O raw top.qcow2 before.raw");
-            rig.both(&format!("commit -d --image-opts {options}"));
-            rig.ours(&format!("commit{keep} --image-opts {options}"));
+            rig.both(&format!("commit -d {options}"));
+            rig.ours(&format!("commit{keep} {options}"));
             for image in ["base.qcow2", "top.qcow2"] {
                 rig.qemu_img(&format!("check {image}"));
                 rig.same_content("before.raw", image);
@@ -263,4 +287,9 @@ fn an_image_behind_filters_is_committed_and_emptied() {
             assert_eq!(above, what == "base.qcow2", "{options}{keep}");
         }
     }
+    // A raw disk whose bytes are those of an image has nothing below it.
+    rig.qemu_io("top.qcow2", &["write -P 7 1M 1M"]);
+    let before = fs::read(rig.path("base.qcow2")).unwrap();
+    rig.both(&format!("commit --image-opts driver=raw,{}", image(1)));
+    assert_eq!(fs::read(rig.path("base.qcow2")).unwrap(), before);
 }

@@ -280,6 +280,11 @@ fn bitmaps_change_as_qemu_img_changes_them() {
         "bitmap --remove a.qcow2 nosuch",
         "bitmap --merge nosuch a.qcow2 x",
         "bitmap --add old.qcow2 x",
+        "bitmap --remove --add --remove a.qcow2 nosuch",
+        "bitmap --add --remove --add --remove a.qcow2 z",
+        "bitmap --clear -g 4k a.qcow2 y",
+        "bitmap --clear -b b.qcow2 a.qcow2 y",
+        "bitmap --merge x -F qcow2 a.qcow2 y",
     ] {
         rig.both(arguments);
     }
@@ -361,6 +366,10 @@ fn objects_are_taken_by_every_subcommand() {
         "secret,id=s,file=nosuch",
         "secret,id=s,data=x,nosuch=1",
         "nosuch,id=s",
+        "throttle-group,id=t,limits.bps-total=1048576,limits.iops-read=9",
+        "throttle-group,id=t,limits.bps-total=1,limits.bps-read=1",
+        "throttle-group,id=t,limits.nosuch=1",
+        "throttle-group,limits.bps-total=1",
         "tls-creds-x509,id=t,dir=nosuch,endpoint=client",
     ] {
         rig.both(&format!("info --object {object} base.qcow2"));
@@ -415,6 +424,11 @@ fn arguments_are_taken_as_scripts_give_them() {
     let Some(rig) = Rig::empty() else { return };
     rig.ours("create -q -f raw -f qcow2 a.qcow2 64M");
     rig.ours("create -q -f qcow2 -o size=1M -o cluster_size=4k b.qcow2");
+    // What `check` ends with for an image that is corrupt is nothing else's status.
+    for misused in ["check -r foo b.qcow2", "check --output foo b.qcow2", "check", "nosuch"] {
+        let (ours, _) = rig.both(misused);
+        assert_eq!(ours.status.code(), Some(1), "{misused}");
+    }
     rig.qemu_io("a.qcow2", &["write -P 1 0 64M"]);
     let shown = |output: Output| {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
