@@ -227,7 +227,7 @@ impl Board {
         let power = AcpiPower::new(Arc::new(Wires), Arc::new(time), Arc::clone(&events));
         let platform = vec![
             plug(&pio, COM1_PORTS, serial),
-            plug(&pio, RTC_PORTS, Rtc::new(Arc::new(time))),
+            plug(&pio, RTC_PORTS, Rtc::new(Arc::new(time), Arc::new(Wires), Arc::new(|| {}))),
             plug(&pio, POWER_PORTS, power),
             plug(&pio, I8042_PORTS, I8042::new(Arc::clone(&events))),
             plug(&pio, PVPANIC_PORT, Pvpanic::new(Arc::clone(&events))),

@@ -37,7 +37,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if std::env::args_os().nth(1).is_some_and(|word| word == "img") => {
+            return ferry_img::misused(&error);
+        }
+        Err(error) => error.exit(),
+    };
     start_log();
     match arguments.command {
         Command::Run(arguments) => {

@@ -35,5 +35,30 @@ fn a_search_for_a_keyboard_ends_at_once() {
     }
     let mut all = [0; 5];
     i8042.read(DATA, &mut all);
-    assert_eq!(all, [0xff, 0, 0, 0, STATUS]);
+    assert_eq!(all, [0xff, 0, 0, 0, OUTPUT_FULL]);
+}
+
+/// Many a small system empties the buffer before it does anything else, and waits for an answer after each
+/// command.
+#[test]
+fn the_output_buffer_can_be_emptied_and_commands_are_answered() {
+    let (mut i8042, _) = rig();
+    for command in [0xad, 0x20, 0xaa] {
+        let mut reads = 0;
+        loop {
+            let mut data = [0];
+            i8042.read(COMMAND, &mut data);
+            if data[0] & OUTPUT_FULL == 0 {
+                break;
+            }
+            i8042.read(DATA, &mut data);
+            reads += 1;
+            assert!(reads <= 100, "it never ends");
+        }
+        assert!(reads > 16, "Linux would take it for a keyboard");
+        i8042.write(COMMAND, &[command]);
+    }
+    i8042.read(DATA, &mut [0]);
+    i8042.reset();
+    assert_eq!(i8042.noise, NOISE);
 }

@@ -20,10 +20,15 @@ pub const RESET_VALUE: u8 = 0x0e;
 /// The MCFG table may report at most this many buses (1 MiB each).
 pub const MAX_ECAM_BUSES: u16 = 256;
 
-/// The interrupt controller input of a slot's INTA# pin: 16 to 23, so that every eighth slot shares
-/// one. The DSDT's `_PRT` must say the same.
+/// The interrupts of INTA# pins, level-triggered. They are free on the ISA bus, and inputs of the PICs as
+/// well as of the IOAPIC: so one number is right for a guest that reads the `_PRT` and for one that only reads
+/// the interrupt line register, whichever controller it uses.
+pub const INTX_IRQS: [u8; 4] = [10, 11, 5, 12];
+
+/// The interrupt controller input of a slot's INTA# pin; every fourth slot shares one. The DSDT's
+/// `_PRT` must say the same.
 pub const fn intx_gsi(slot: u8) -> u8 {
-    16 + slot % 8
+    INTX_IRQS[(slot % 4) as usize]
 }
 
 const CONFIG_ENABLE: u32 = 1 << 31;

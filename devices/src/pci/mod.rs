@@ -22,7 +22,8 @@ pub use bar::{BAR_COUNT, BarKind};
 pub use bus::{FunctionAddress, PciBus, PciWindows, SLOT_COUNT};
 pub use config::{ConfigChange, ConfigSpace, PciIdentity};
 pub use host::{
-    CONFIG_PORTS, Ecam, HostBridge, MAX_ECAM_BUSES, PciPorts, RESET_PORT, RESET_VALUE, intx_gsi,
+    CONFIG_PORTS, Ecam, HostBridge, INTX_IRQS, MAX_ECAM_BUSES, PciPorts, RESET_PORT, RESET_VALUE,
+    intx_gsi,
 };
 pub use intx::Intx;
 pub use msix::{MAX_VECTORS, MSIX_ENTRY_LEN, MsixLayout, MsixTable};

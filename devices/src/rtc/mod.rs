@@ -3,17 +3,20 @@
 //! Time is the host's plus what the guest has set it ahead. While the guest sets it (register B,
 //! SET), the time registers are bytes that stand still; afterwards the clock goes on from them.
 //!
-//! Absent: interrupts. Register C shows that seconds have passed, so polling works; the alarm
-//! registers are memory. Linux reads the clock at boot and sets it at shutdown, and needs no more.
+//! Interrupts are in `interrupt`: the clock knows when the next is due, its owner waits for it.
 
 mod calendar;
+mod interrupt;
 pub mod state;
+
+use std::sync::Arc;
 
 use ferry_migration::state::{Bytes, Migrate, Sections};
 use ferry_migration::{Error as StateError, Result as StateResult};
 
 use crate::TimeSource;
 use crate::bus::{BusDevice, BusRange};
+use crate::irq::IrqLine;
 use calendar::Calendar;
 use state::RtcState;
 
@@ -61,9 +64,19 @@ const MAX_AHEAD_SECONDS: i64 = 400_000_000_000;
 /// The order of the time registers in [`Rtc::held`] and in the saved state.
 const TIME_REGISTERS: [u8; 8] = [0x00, 0x02, 0x04, 0x06, 0x07, 0x08, 0x09, RTC_CENTURY];
 
+/// Told that [`Rtc::tick`] may have another answer now, on vCPU threads with the clock locked: it must not
+/// block nor come back to the clock.
+pub type RtcNotify = Arc<dyn Fn() + Send + Sync>;
+
 /// The clock.
 pub struct Rtc {
     clock: TimeSource,
+    line: Arc<dyn IrqLine>,
+    /// What the line was driven to last.
+    level: bool,
+    changed: RtcNotify,
+    /// `changed` was called since the last tick.
+    told: bool,
     index: u8,
     memory: [u8; MEMORY_LEN],
     /// What the guest's time is ahead of the host's, in nanoseconds.
@@ -72,16 +85,31 @@ pub struct Rtc {
     held: Option<[u8; 8]>,
     /// The second in which register C was last read.
     flags_read_at: i64,
+    /// The same moment to the nanosecond, for the periodic interrupt.
+    periodic_read_at: i128,
 }
 
 impl Rtc {
-    /// A clock that shows the time of `clock`, which counts from the start of 1970 (UTC).
-    pub fn new(clock: TimeSource) -> Self {
+    /// A clock that shows the time of `clock`, which counts from the start of 1970 (UTC). `line` is line
+    /// [`RTC_IRQ`].
+    pub fn new(clock: TimeSource, line: Arc<dyn IrqLine>, changed: RtcNotify) -> Self {
         let mut memory = [0; MEMORY_LEN];
         memory[usize::from(REGISTER_A)] = REGISTER_A_POWER_ON;
         memory[usize::from(REGISTER_B)] = HOURS_24;
-        let mut rtc = Self { clock, index: 0, memory, ahead: 0, held: None, flags_read_at: 0 };
-        rtc.flags_read_at = rtc.seconds();
+        let mut rtc = Self {
+            clock,
+            line,
+            level: false,
+            changed,
+            told: false,
+            index: 0,
+            memory,
+            ahead: 0,
+            held: None,
+            flags_read_at: 0,
+            periodic_read_at: 0,
+        };
+        rtc.forget_flags();
         rtc
     }
 
@@ -91,6 +119,7 @@ impl Rtc {
         self.index = 0;
         let modes = SET | BINARY | HOURS_24 | 1;
         self.memory[usize::from(REGISTER_B)] &= modes;
+        self.after_access();
     }
 
     /// The guest's time in nanoseconds since 1970.
@@ -117,7 +146,7 @@ impl Rtc {
         let seconds = decode(registers, self.register_b()).to_seconds();
         let wanted = i128::from(seconds) * NANOS_PER_SECOND + nanos;
         self.ahead += wanted - self.now();
-        self.flags_read_at = self.seconds();
+        self.forget_flags();
     }
 
     fn read_register(&mut self) -> u8 {
@@ -134,18 +163,6 @@ impl Rtc {
                 Some(at) => self.time_registers()[at],
                 None => stored,
             },
-        }
-    }
-
-    /// Register C: reading clears it.
-    fn take_flags(&mut self) -> u8 {
-        let now = self.seconds();
-        let passed = self.held.is_none() && now > self.flags_read_at;
-        self.flags_read_at = now;
-        match (passed, self.register_b() & UPDATE_INTERRUPT != 0) {
-            (false, _) => 0,
-            (true, false) => UPDATE_ENDED,
-            (true, true) => UPDATE_ENDED | INTERRUPT,
         }
     }
 
@@ -243,6 +260,7 @@ impl BusDevice for Rtc {
             // The index cannot be read back.
             *byte = if port == 1 { self.read_register() } else { 0xff };
         }
+        self.after_access();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
@@ -253,6 +271,7 @@ impl BusDevice for Rtc {
                 _ => {}
             }
         }
+        self.after_access();
     }
 }
 
@@ -297,6 +316,8 @@ impl Migrate for Rtc {
         self.ahead =
             i128::from(state.ahead_seconds) * NANOS_PER_SECOND + i128::from(state.ahead_nanos);
         self.flags_read_at = state.flags_read_at;
+        self.periodic_read_at = self.now();
+        self.after_access();
         Ok(())
     }
 }

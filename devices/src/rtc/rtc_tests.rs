@@ -14,10 +14,17 @@ struct Rig {
     micros: Arc<AtomicU64>,
 }
 
+struct NoLine;
+
+impl IrqLine for NoLine {
+    fn set_level(&self, _level: bool) {}
+}
+
 fn rig() -> Rig {
     let micros = Arc::new(AtomicU64::new(START * 1_000_000));
     let clock = Arc::clone(&micros);
-    let rtc = Rtc::new(Arc::new(move || Duration::from_micros(clock.load(Ordering::SeqCst))));
+    let time = move || Duration::from_micros(clock.load(Ordering::SeqCst));
+    let rtc = Rtc::new(Arc::new(time), Arc::new(NoLine), Arc::new(|| {}));
     Rig { rtc, micros }
 }
 
@@ -126,14 +133,16 @@ fn a_write_without_set_counts_at_once() {
 
 #[test]
 fn register_c_tells_of_updates_once() {
+    // The periodic flag comes and goes whether it is enabled or not.
+    let of_updates = UPDATE_ENDED | INTERRUPT;
     let mut rig = rig();
-    assert_eq!(rig.read(0x0c), 0);
+    assert_eq!(rig.read(0x0c) & of_updates, 0);
     rig.pass(1_000_000);
-    assert_eq!(rig.read(0x0c), UPDATE_ENDED);
-    assert_eq!(rig.read(0x0c), 0);
+    assert_eq!(rig.read(0x0c) & of_updates, UPDATE_ENDED);
+    assert_eq!(rig.read(0x0c) & of_updates, 0);
     rig.write(0x0b, HOURS_24 | UPDATE_INTERRUPT);
     rig.pass(3_000_000);
-    assert_eq!(rig.read(0x0c), UPDATE_ENDED | INTERRUPT);
+    assert_eq!(rig.read(0x0c) & of_updates, UPDATE_ENDED | INTERRUPT);
 }
 
 #[test]

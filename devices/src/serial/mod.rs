@@ -1,6 +1,6 @@
 //! The 16550 serial port.
 //!
-//! The register model is vm-superio's. Around it this module adds what a monitor needs:
+//! The registers are in `uart`. Around them this module adds what a monitor needs:
 //!
 //! * **Output is not lost and does not block.** A byte goes to the [`SerialSink`] at once; what the
 //!   sink has no room for waits in order. From [`OUTPUT_BUSY`] waiting bytes on, the transmitter
@@ -14,15 +14,13 @@
 mod output;
 mod sink;
 pub mod state;
+mod uart;
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use ferry_migration::state::{Bytes, Migrate, Sections};
 use ferry_migration::{Error as StateError, Result as StateResult};
-use vm_superio::serial::NoEvents;
-use vm_superio::{Serial, Trigger};
 
 use crate::bus::{BusDevice, BusRange};
 use crate::irq::IrqLine;
@@ -30,6 +28,7 @@ use output::Output;
 pub use output::{OUTPUT_BUSY, OUTPUT_LIMIT, SerialSink};
 pub use sink::FdSink;
 use state::SerialState;
+use uart::Uart;
 
 /// The ports of the first serial port.
 pub const COM1_PORTS: BusRange = BusRange::new(0x3f8, 8);
@@ -38,18 +37,8 @@ pub const COM1_IRQ: u8 = 4;
 /// No more than this much input waits for the FIFO.
 pub const INPUT_LIMIT: usize = 64 << 10;
 
-/// The model's FIFO.
-const FIFO_LEN: usize = 64;
-
-const INTERRUPT_ENABLE: u8 = 1;
-const LINE_CONTROL: u8 = 3;
-const LINE_STATUS: u8 = 5;
-
-/// Line control: the divisor latch is in the place of data and interrupt enable.
-const DIVISOR_LATCH: u8 = 1 << 7;
-const DATA_READY: u8 = 1 << 0;
-/// Line status: transmitter holding register and shift register empty.
-const TRANSMITTER_EMPTY: u8 = 1 << 5 | 1 << 6;
+/// The register of received and sent data.
+const DATA: u8 = 0;
 
 /// Something that the owner of a [`SerialPort`] waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,16 +56,17 @@ pub type SerialNotify = Arc<dyn Fn(SerialNotice) + Send + Sync>;
 /// A 16550 UART.
 pub struct SerialPort {
     name: String,
-    uart: Serial<IrqEdge, NoEvents, Output>,
+    uart: Uart,
+    output: Output,
     line: Arc<dyn IrqLine>,
+    /// What the line was driven to last.
+    level: bool,
     notify: SerialNotify,
     input: VecDeque<u8>,
     /// `push_input` has refused something since the last notice.
     input_refused: bool,
     /// The owner knows that output waits.
     output_noticed: bool,
-    /// The transmitter has become free, and its interrupt is still to be raised.
-    transmitter_freed: bool,
 }
 
 impl SerialPort {
@@ -89,19 +79,20 @@ impl SerialPort {
     ) -> Self {
         Self {
             name: name.to_owned(),
-            uart: Serial::new(IrqEdge(Arc::clone(&line)), Output::new(sink)),
+            uart: Uart::new(),
+            output: Output::new(sink),
             line,
+            level: false,
             notify,
             input: VecDeque::new(),
             input_refused: false,
             output_noticed: false,
-            transmitter_freed: false,
         }
     }
 
     /// Sends output to `sink` from now on, beginning with what waits.
     pub fn set_sink(&mut self, sink: Box<dyn SerialSink>) {
-        self.uart.writer_mut().set_sink(sink);
+        self.output.set_sink(sink);
         self.output_noticed = false;
         self.after_access();
     }
@@ -111,13 +102,13 @@ impl SerialPort {
     /// before it exits.
     pub fn drain_output(&mut self) -> bool {
         self.after_access();
-        self.uart.writer().waiting().is_empty()
+        self.output.waiting().is_empty()
     }
 
     /// Bytes of output that were lost: nobody was there, or the guest sent without end to a busy
     /// transmitter.
     pub fn lost_output(&self) -> u64 {
-        self.uart.writer().lost()
+        self.output.lost()
     }
 
     /// Gives input to the guest. Returns how many of `bytes` were taken; the caller keeps the rest
@@ -132,39 +123,41 @@ impl SerialPort {
 
     /// Back to the state after power-on; what the guest has sent still goes out.
     pub fn reset(&mut self) {
-        let fresh = Serial::new(IrqEdge(Arc::clone(&self.line)), Output::new(Box::new(NoSink)));
-        let output = std::mem::replace(&mut self.uart, fresh).into_writer();
-        self.uart = Serial::new(IrqEdge(Arc::clone(&self.line)), output);
+        self.uart = Uart::new();
         self.input.clear();
-        self.transmitter_freed = false;
         self.after_access();
     }
 
     fn read_register(&mut self, register: u8) -> u8 {
-        let value = self.uart.read(register);
-        if register == LINE_STATUS && self.uart.writer().is_busy() {
-            return value & !TRANSMITTER_EMPTY;
+        let received = self.uart.interrupts();
+        let value = self.uart.read(register, self.output.is_busy());
+        if received && register == DATA {
+            // For a handler that fetches one byte and waits for the interrupt of the next: there is one,
+            // as there is from the chip when characters stay in its FIFO for a while.
+            self.drive(false);
         }
         value
     }
 
     fn write_register(&mut self, register: u8, value: u8) {
-        // Neither the sink nor the interrupt can fail, and loop-back drops what does not fit.
-        if let Err(error) = self.uart.write(register, value) {
-            tracing::debug!("{}: {error}", self.name);
+        let sends = self.uart.transmits(register);
+        self.uart.write(register, value, self.output.is_busy());
+        if sends {
+            // The transmitter is full for a moment at least, and each time that it empties interrupts anew.
+            self.drive(self.uart.interrupts());
+            self.output.send(value);
+            if !self.output.is_busy() {
+                self.uart.transmitter_emptied();
+            }
         }
     }
 
     /// What can follow from any access: output moves on, input moves up, the owner hears of it.
     fn after_access(&mut self) {
-        let was_busy = self.uart.writer().is_busy();
-        let drained = self.uart.writer_mut().drain();
-        self.transmitter_freed |= was_busy && !self.uart.writer().is_busy();
-        if self.transmitter_freed && self.uart.read(LINE_CONTROL) & DIVISOR_LATCH == 0 {
-            // Writing the enable bits again raises the interrupts whose conditions hold.
-            let enabled = self.uart.read(INTERRUPT_ENABLE);
-            self.write_register(INTERRUPT_ENABLE, enabled);
-            self.transmitter_freed = false;
+        let was_busy = self.output.is_busy();
+        let drained = self.output.drain();
+        if was_busy && !self.output.is_busy() {
+            self.uart.transmitter_emptied();
         }
         if drained {
             self.output_noticed = false;
@@ -172,20 +165,21 @@ impl SerialPort {
             (self.notify)(SerialNotice::OutputWaits);
         }
         self.move_input();
+        self.drive(self.uart.interrupts());
     }
 
     fn move_input(&mut self) {
-        while !self.input.is_empty() && self.uart.fifo_capacity() > 0 {
-            let (first, _) = self.input.as_slices();
-            match self.uart.enqueue_raw_bytes(first) {
-                // In loop-back nothing is received; the input waits.
-                Ok(0) | Err(_) => break,
-                Ok(taken) => drop(self.input.drain(..taken)),
-            }
-        }
+        let count = self.uart.room().min(self.input.len());
+        self.input.drain(..count).for_each(|byte| self.uart.receive(byte));
         if self.input_refused && self.input.len() <= INPUT_LIMIT / 2 {
             self.input_refused = false;
             (self.notify)(SerialNotice::InputRoom);
+        }
+    }
+
+    fn drive(&mut self, level: bool) {
+        if std::mem::replace(&mut self.level, level) != level {
+            self.line.set_level(level);
         }
     }
 }
@@ -210,98 +204,27 @@ impl BusDevice for SerialPort {
 
 impl Migrate for SerialPort {
     fn save(&self, out: &mut Sections) -> StateResult<()> {
-        let uart = self.uart.state();
         let bytes = |queue: &VecDeque<u8>| Bytes(queue.iter().copied().collect());
-        let state = SerialState {
-            divisor_low: uart.baud_divisor_low,
-            divisor_high: uart.baud_divisor_high,
-            interrupt_enable: uart.interrupt_enable,
-            interrupt_identification: uart.interrupt_identification,
-            line_control: uart.line_control,
-            line_status: uart.line_status,
-            modem_control: uart.modem_control,
-            modem_status: uart.modem_status,
-            scratch: uart.scratch,
-            receive_fifo: Bytes(uart.in_buffer),
-            input: bytes(&self.input),
-            output: bytes(self.uart.writer().waiting()),
-        };
+        let state = self.uart.save(bytes(&self.input), bytes(self.output.waiting()));
         out.save(&self.name, &state)
     }
 
     fn restore(&mut self, from: &mut Sections) -> StateResult<()> {
         let state: SerialState = from.load(&self.name)?;
-        check(&self.name, &state)?;
-        let registers = vm_superio::SerialState {
-            baud_divisor_low: state.divisor_low,
-            baud_divisor_high: state.divisor_high,
-            interrupt_enable: state.interrupt_enable,
-            interrupt_identification: state.interrupt_identification,
-            line_control: state.line_control,
-            line_status: state.line_status,
-            modem_control: state.modem_control,
-            modem_status: state.modem_status,
-            scratch: state.scratch,
-            in_buffer: state.receive_fifo.0,
-        };
-        let edge = || IrqEdge(Arc::clone(&self.line));
-        // The output stays with the sink it has; the model takes it over only once it exists.
-        let mut uart =
-            Serial::from_state(&registers, edge(), NoEvents, Output::new(Box::new(NoSink)))
-                .map_err(|error| {
-                    StateError::state(format!("restoring {}", self.name)).because(error)
-                })?;
-        std::mem::swap(uart.writer_mut(), self.uart.writer_mut());
-        uart.writer_mut().restore(state.output.0);
+        let uart = Uart::restore(&self.name, &state)?;
+        if state.input.0.len() > INPUT_LIMIT || state.output.0.len() > OUTPUT_LIMIT {
+            return Err(StateError::state(format!(
+                "saved serial port {}: too much input or output waits",
+                self.name
+            )));
+        }
         self.uart = uart;
+        self.output.restore(state.output.0);
         self.input = state.input.0.into();
         self.input_refused = false;
-        self.transmitter_freed = false;
         self.output_noticed = false;
         self.after_access();
         Ok(())
-    }
-}
-
-/// Refuses registers that the model never has.
-fn check(name: &str, state: &SerialState) -> StateResult<()> {
-    let bad = |what: &str| Err(StateError::state(format!("saved serial port {name}: {what}")));
-    if state.receive_fifo.0.len() > FIFO_LEN {
-        return bad("the receive FIFO is too long");
-    }
-    if state.input.0.len() > INPUT_LIMIT || state.output.0.len() > OUTPUT_LIMIT {
-        return bad("too much input or output waits");
-    }
-    if state.interrupt_enable & 0xf0 != 0 || state.interrupt_identification & !0b0111 != 0 {
-        return bad("an interrupt register has bits that do not exist");
-    }
-    let ready = state.line_status & DATA_READY != 0;
-    if state.line_status & !DATA_READY != TRANSMITTER_EMPTY
-        || ready == state.receive_fifo.0.is_empty()
-    {
-        return bad("line status and receive FIFO contradict each other");
-    }
-    Ok(())
-}
-
-/// An edge on the line for every new interrupt condition of the model.
-struct IrqEdge(Arc<dyn IrqLine>);
-
-impl Trigger for IrqEdge {
-    type E = Infallible;
-
-    fn trigger(&self) -> Result<(), Infallible> {
-        self.0.pulse();
-        Ok(())
-    }
-}
-
-/// Stands in for a moment while a sink changes hands.
-struct NoSink;
-
-impl SerialSink for NoSink {
-    fn write(&mut self, _bytes: &[u8]) -> std::io::Result<usize> {
-        Err(std::io::ErrorKind::WouldBlock.into())
     }
 }
 

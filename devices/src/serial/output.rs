@@ -1,7 +1,7 @@
 //! The way from the UART's transmitter to the outside.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 
 /// From this many waiting bytes on, the UART says that its transmitter is busy.
 pub const OUTPUT_BUSY: usize = 64 << 10;
@@ -85,6 +85,20 @@ impl Output {
         self.waiting.is_empty()
     }
 
+    /// Sends a byte: at once, or when the sink has room.
+    pub(super) fn send(&mut self, byte: u8) {
+        if self.waiting.len() < OUTPUT_LIMIT {
+            self.waiting.push_back(byte);
+        } else {
+            // Only a guest that ignores the busy transmitter for long gets here.
+            self.lose(1, &"nobody reads it, and too much waits already");
+        }
+        self.drain();
+        if self.waiting.len() >= OUTPUT_BUSY {
+            self.busy = true;
+        }
+    }
+
     fn lose(&mut self, bytes: usize, why: &dyn std::fmt::Display) {
         self.lost = self.lost.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
         // Once per time that it is unplugged: the guest decides how often it writes.
@@ -109,27 +123,5 @@ fn offer(sink: &mut dyn SerialSink, piece: &[u8]) -> Offer {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => Offer::Gone(error),
         };
-    }
-}
-
-/// What the UART model writes to: it never fails and never blocks.
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = OUTPUT_LIMIT.saturating_sub(self.waiting.len());
-        let kept = bytes.len().min(room);
-        self.waiting.extend(&bytes[..kept]);
-        if kept < bytes.len() {
-            // Only a guest that ignores the busy transmitter for long gets here.
-            self.lose(bytes.len() - kept, &"nobody reads it, and too much waits already");
-        }
-        self.drain();
-        if self.waiting.len() >= OUTPUT_BUSY {
-            self.busy = true;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

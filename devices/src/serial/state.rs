@@ -12,7 +12,7 @@ pub struct SerialState {
     pub divisor_high: u8,
     /// Interrupt enable register.
     pub interrupt_enable: u8,
-    /// Interrupt identification register, without the FIFO bits.
+    /// What interrupts when it is enabled, as bits of the interrupt identification register; and its FIFO bits.
     pub interrupt_identification: u8,
     /// Line control register.
     pub line_control: u8,

@@ -44,6 +44,7 @@ impl Control {
             MachineEvent::Serial(notice) => {
                 self.console.notice(&self.executor, &self.machine.shared_serial(), notice);
             }
+            MachineEvent::Clock => self.clock.look_again(),
         }
     }
 

@@ -4,6 +4,7 @@
 //! machine ([`guest`]), events of the block layer, requests of the migration thread. They
 //! take turns, so nothing here needs a lock; whoever waits for the disks waits in an `await`.
 
+mod clock;
 mod execute;
 mod guest;
 mod run_state;
@@ -24,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::exit::Ending;
 use crate::machine::{Machine, MachineParts};
 use crate::migrate::Migrations;
+use clock::ClockWatch;
 pub(crate) use run_state::{Change, machine_error};
 
 thread_local! {
@@ -66,6 +68,7 @@ pub(crate) struct Control {
     pub(crate) machine: Machine,
     pub(crate) migrations: Migrations,
     console: Console,
+    clock: Rc<ClockWatch>,
     config: Config,
     monitor: Rc<Monitor>,
     /// Carries out what is the disks' and not the machine's.
@@ -87,6 +90,7 @@ impl Control {
             executor,
             machine,
             console,
+            clock: Rc::default(),
             config,
             ending: RefCell::new(None),
             changed: Notify::new(),
@@ -109,6 +113,7 @@ impl Control {
                 ConsoleEvent::Quit => this.host_ends(Ending::Terminal),
             },
         )?;
+        self.clock.start(&self.executor, self.machine.shared_clock());
         let this = Rc::clone(self);
         drop(self.executor.spawn(async move {
             match signals.next(&this.executor).await {

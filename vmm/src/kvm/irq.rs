@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ferry_devices::irq::{IrqLine, MsiMessage, MsiSink};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
+    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_irqchip,
 };
 use tracing::error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -77,6 +77,21 @@ fn message_route(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
 }
 
 impl Vm {
+    /// Make these inputs of the PICs level-triggered, as firmware does for PCI devices and ACPI. The IOAPIC has
+    /// that in its own registers, which the guest sets.
+    pub(super) fn set_level_triggered(&self, irqs: &[u8]) -> Result<()> {
+        for (chip_id, first) in [(KVM_IRQCHIP_PIC_MASTER, 0), (KVM_IRQCHIP_PIC_SLAVE, PIC_PINS)] {
+            let pins = irqs.iter().filter_map(|irq| u32::from(*irq).checked_sub(first));
+            let level: u8 = pins.filter(|pin| *pin < PIC_PINS).map(|pin| 1 << pin).sum();
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            let failed = |e| Error::host("set up KVM's interrupt controllers", e);
+            self.fd.get_irqchip(&mut chip).map_err(failed)?;
+            chip.chip.pic.elcr = level;
+            self.fd.set_irqchip(&chip).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Give KVM the routing table.
     pub(super) fn install_routes(&self) -> Result<()> {
         self.change_routes(|_| ())

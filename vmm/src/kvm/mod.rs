@@ -11,6 +11,8 @@ mod notify;
 
 use std::sync::{Arc, Mutex};
 
+use ferry_devices::pci::INTX_IRQS;
+use ferry_devices::power::SCI_IRQ;
 use kvm_bindings::{
     KVM_API_VERSION, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
     kvm_userspace_memory_region,
@@ -65,6 +67,7 @@ impl Vm {
         fd.create_pit2(pit).map_err(|e| Error::host("create KVM's interval timer", e))?;
         let vm = Vm { kvm, fd, routes: Mutex::new(irq::Routes::new()) };
         vm.install_routes()?;
+        vm.set_level_triggered(&[&INTX_IRQS[..], &[SCI_IRQ]].concat())?;
         Ok(Arc::new(vm))
     }
 

@@ -37,6 +37,8 @@ pub enum MachineEvent {
     },
     /// The serial port wants attention: [`crate::machine::Machine::shared_serial`].
     Serial(SerialNotice),
+    /// The CMOS clock has something new to wait for: [`crate::machine::Machine::shared_clock`].
+    Clock,
 }
 
 /// Where a machine reports. Called from vCPU threads, and with devices locked: it must only pass the event on
@@ -49,7 +51,8 @@ pub(crate) type Brake = Arc<AtomicBool>;
 
 /// The devices' reports as machine events.
 pub(super) fn device_reports(events: &MachineEvents, brake: &Brake) -> Reports {
-    let (power_events, serial_events, brake) = (events.clone(), events.clone(), Arc::clone(brake));
+    let (power_events, brake) = (events.clone(), Arc::clone(brake));
+    let (serial_events, clock_events) = (events.clone(), events.clone());
     Reports {
         power: Arc::new(move |event| {
             let event = match event {
@@ -64,6 +67,7 @@ pub(super) fn device_reports(events: &MachineEvents, brake: &Brake) -> Reports {
             power_events(event);
         }),
         serial: Arc::new(move |notice| serial_events(MachineEvent::Serial(notice))),
+        clock: Arc::new(move || clock_events(MachineEvent::Clock)),
     }
 }
 

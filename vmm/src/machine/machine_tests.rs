@@ -154,6 +154,23 @@ fn a_repeated_port_instruction_writes_one_port() {
     assert_eq!(*lock(&rig.output.0), [0xbe, 0, 0, 0x10]);
 }
 
+/// As firmware leaves the PICs: the interrupts of PCI and of ACPI are level-triggered.
+#[test]
+fn shared_interrupts_are_level_triggered_at_the_pics() {
+    if !has_kvm() {
+        return;
+    }
+    // mov dx, port; in al, dx; mov dx, 0x3f8; out dx, al
+    let print_port = |kernel: PvhKernel, low: u8| {
+        kernel.raw(&[0x66, 0xba, low, 0x04, 0xec, 0x66, 0xba, 0xf8, 0x03, 0xee])
+    };
+    let kernel = [0xd0, 0xd1].into_iter().fold(PvhKernel::new(), print_port);
+    let rig = Rig::new(kernel.power_off(), 1);
+    rig.machine.resume().unwrap();
+    assert!(matches!(rig.event(), MachineEvent::PowerOff));
+    assert_eq!(*lock(&rig.output.0), [1 << 5, 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4]);
+}
+
 #[test]
 fn a_paused_guest_stands_still_and_goes_on() {
     if !has_kvm() {

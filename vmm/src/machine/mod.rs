@@ -8,10 +8,11 @@ mod events;
 mod platform;
 
 use std::cell::{Cell, RefCell};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ferry_block::{BlockHandle, IoThread, IoThreadOptions};
 use ferry_devices::TimeSource;
+use ferry_devices::rtc::Rtc;
 use ferry_devices::serial::SerialSink;
 use ferry_devices::virtio::transport::VirtioPci;
 use ferry_migration::state::{Migrate, Sections};
@@ -180,6 +181,11 @@ impl Machine {
     /// The serial port, for the console. Do not hold its lock for long: a vCPU may wait.
     pub fn shared_serial(&self) -> SharedSerial {
         Arc::clone(&self.platform.serial)
+    }
+
+    /// The CMOS clock, for whoever waits until it interrupts. Do not hold its lock for long: a vCPU may wait.
+    pub fn shared_clock(&self) -> Arc<Mutex<Rtc>> {
+        Arc::clone(&self.platform.rtc)
     }
 
     /// Press the power button; whether the guest listens to it.

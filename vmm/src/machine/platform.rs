@@ -11,7 +11,7 @@ use ferry_devices::irq::IrqLine;
 use ferry_devices::pci::{CONFIG_PORTS, Ecam, HostBridge, PciBus, PciPorts, PciWindows};
 use ferry_devices::power::{AcpiPower, POWER_PORTS, PowerEvents, SCI_IRQ};
 use ferry_devices::pvpanic::{PVPANIC_PORT, Pvpanic};
-use ferry_devices::rtc::{RTC_PORTS, Rtc};
+use ferry_devices::rtc::{RTC_IRQ, RTC_PORTS, Rtc, RtcNotify};
 use ferry_devices::serial::{COM1_IRQ, COM1_PORTS, SerialNotify, SerialPort, SerialSink};
 use ferry_migration::state::{Migrate, Sections};
 
@@ -33,6 +33,8 @@ pub(super) struct Reports {
     pub(super) power: PowerEvents,
     /// The serial port's output waits, or has room for input again.
     pub(super) serial: SerialNotify,
+    /// The clock wants to be looked at.
+    pub(super) clock: RtcNotify,
 }
 
 /// The devices, and the buses that they are on.
@@ -43,7 +45,7 @@ pub(super) struct Platform {
     host_bridge: Arc<Mutex<HostBridge>>,
     pci_ports: Arc<Mutex<PciPorts>>,
     power: Arc<Mutex<AcpiPower>>,
-    rtc: Arc<Mutex<Rtc>>,
+    pub(super) rtc: Arc<Mutex<Rtc>>,
     i8042: Arc<Mutex<I8042>>,
     pvpanic: Arc<Mutex<Pvpanic>>,
 }
@@ -71,7 +73,7 @@ impl Platform {
             host_bridge: HostBridge::new(),
             pci_ports: shared(PciPorts::new(Arc::clone(&pci), Arc::clone(&reports.power))),
             power: shared(AcpiPower::new(line(SCI_IRQ), clock, Arc::clone(&reports.power))),
-            rtc: shared(Rtc::new(Arc::new(since_1970))),
+            rtc: shared(Rtc::new(Arc::new(since_1970), line(RTC_IRQ), reports.clock)),
             i8042: shared(I8042::new(Arc::clone(&reports.power))),
             pvpanic: shared(Pvpanic::new(reports.power)),
             buses,
@@ -112,6 +114,7 @@ impl Platform {
         lock(&self.serial).reset();
         lock(&self.power).reset();
         lock(&self.rtc).reset();
+        lock(&self.i8042).reset();
         self.pci.reset();
     }
 

@@ -256,6 +256,11 @@ impl VirtioPci {
         }
         let before = self.interrupt.status();
         let mut after = before | (value & !status::NEEDS_RESET);
+        if value & status::DRIVER_OK != 0 {
+            // A driver that never asks whether its features will do, as those of old never had to, has still
+            // said which they are.
+            after |= status::FEATURES_OK;
+        }
         let newly = |bit: u8| after & bit != 0 && before & bit == 0;
         if newly(status::FEATURES_OK) {
             if features::acceptable(self.common.offered, self.common.accepted) {

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::interrupt::NO_VECTOR;
 use super::testing::{FEATURES, Rig, capability_at};
 use super::*;
+use crate::virtio::testing::Driver;
 
 #[test]
 fn a_driver_finds_identity_and_all_structures() {
@@ -145,6 +146,21 @@ fn driver_ok_without_features_needs_a_reset() {
     assert_eq!(rig.status(), 0);
     rig.start();
     assert_eq!(rig.status(), 15);
+}
+
+/// Many a small driver knows only the steps of old.
+#[test]
+fn driver_ok_stands_for_agreed_features() {
+    let rig = Rig::new();
+    rig.set_status(3);
+    rig.accept(features::VERSION_1);
+    rig.set_queue(1, &Driver::new(&rig.memory, 0x1000, 4, false));
+    rig.said();
+    rig.set_status(7);
+    assert_eq!(rig.status(), 15);
+    let agreed = features::VERSION_1;
+    let steps = [format!("negotiated {agreed:#x}"), format!("start {agreed:#x} [(1, 4, 0, 0)]")];
+    assert_eq!(rig.said(), steps);
 }
 
 #[test]

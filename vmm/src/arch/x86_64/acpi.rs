@@ -35,6 +35,11 @@ const BUSES: u64 = ECAM_LEN >> 20;
 const BUS_DEFAULT: u16 = 0;
 const LEVEL_ACTIVE_HIGH: u16 = 0b1101;
 
+/// Where the root pointer has its two sums, and of how many bytes each is; and where it names the RSDT
+/// (section 5.2.5.3).
+const ROOT_SUMS: [(usize, usize); 2] = [(8, 20), (32, 36)];
+const ROOT_RSDT: std::ops::Range<usize> = 16..20;
+
 /// Write all tables to guest memory: the root pointer at [`ACPI_START`], the others after it.
 pub fn write_tables(guest: &GuestMemory, ram: RamLayout, cpus: u32) -> Result<()> {
     let mut area = Area { guest, next: ACPI_START + Rsdp::len() as u64 };
@@ -46,13 +51,31 @@ pub fn write_tables(guest: &GuestMemory, ram: RamLayout, cpus: u32) -> Result<()
         area.put(&bytes(&mcfg()))?,
     ];
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
-    for table in tables {
-        xsdt.add_entry(table);
+    let mut narrow = Vec::new();
+    for at in tables {
+        xsdt.add_entry(at);
+        narrow.extend_from_slice(&below_4_gib(at)?.to_le_bytes());
     }
     let xsdt = area.put(&bytes(&xsdt))?;
+    let rsdt = area.put(table(*b"RSDT", 1, &narrow).as_slice())?;
     area.next = ACPI_START;
-    area.put(&bytes(&Rsdp::new(OEM, xsdt)))?;
+    area.put(&root_pointer(below_4_gib(rsdt)?, xsdt))?;
     Ok(())
+}
+
+/// The root pointer. Small systems, written after ACPI 1.0, look for the RSDT only.
+fn root_pointer(rsdt: u32, xsdt: u64) -> Vec<u8> {
+    let mut root = bytes(&Rsdp::new(OEM, xsdt));
+    root[ROOT_RSDT].copy_from_slice(&rsdt.to_le_bytes());
+    for (at, len) in ROOT_SUMS {
+        root[at] = 0;
+        root[at] = root[..len].iter().fold(0, |sum: u8, byte| sum.wrapping_sub(*byte));
+    }
+    root
+}
+
+fn below_4_gib(at: u64) -> Result<u32> {
+    u32::try_from(at).map_err(|e| Error::host("place the ACPI tables", e))
 }
 
 /// The memory that tables are put into, one after the other.
@@ -97,7 +120,6 @@ fn io(port: u16, bytes: u8, access: AccessSize) -> GAS {
 
 /// The fixed hardware (section 5.2.9).
 fn fadt(dsdt: u64, facs: u64) -> Result<acpi_tables::fadt::FADT> {
-    let below_4_gib = |at| u32::try_from(at).map_err(|e| Error::host("place the ACPI tables", e));
     let mut fadt = FADTBuilder::new(OEM, TABLE, REVISION);
     fadt.dsdt = below_4_gib(dsdt)?.into();
     fadt.x_dsdt = dsdt.into();

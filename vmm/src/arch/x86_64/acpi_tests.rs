@@ -56,6 +56,10 @@ fn the_root_pointer_leads_to_every_table() {
     assert_eq!((sum(&root[..20]), sum(&root)), (0, 0));
     let names: Vec<_> = found.listed().iter().map(|table| table[..4].to_vec()).collect();
     assert_eq!(names, [b"FACP".to_vec(), b"APIC".to_vec(), b"MCFG".to_vec()]);
+    let rsdt = found.table(u32::from_le_bytes(root[16..20].try_into().unwrap()).into());
+    let (narrow, []) = rsdt[36..].as_chunks::<4>() else { panic!("whole entries") };
+    let narrow = narrow.iter().map(|entry| found.table(u32::from_le_bytes(*entry).into()));
+    assert_eq!(narrow.collect::<Vec<_>>(), found.listed(), "the RSDT has the same");
     let fadt = found.find(b"FACP");
     let dsdt = u64::from(u32::from_le_bytes(fadt[40..44].try_into().unwrap()));
     assert_eq!(&found.table(dsdt)[..4], b"DSDT");

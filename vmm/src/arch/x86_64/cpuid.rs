@@ -1,5 +1,8 @@
 //! What the guest reads with the CPUID instruction.
 
+use std::arch::x86_64::__cpuid;
+use std::ops::RangeInclusive;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
@@ -9,6 +12,9 @@ use crate::error::{Error, Result};
 const KVM_SIGNATURE: u32 = 0x4000_0000;
 /// Leaf that names the TSC and bus frequency; every hypervisor has it at the same place.
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
+
+/// The processor's name in words.
+const NAME: RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
@@ -30,8 +36,14 @@ impl CpuidTemplate {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(|e| Error::host("ask KVM for the CPU features it supports", e))?;
+        let mut supported = supported.as_slice().to_vec();
+        // KVM leaves the name empty. It decides nothing, but people and their tools look at it.
+        for entry in supported.iter_mut().filter(|entry| NAME.contains(&entry.function)) {
+            let here = __cpuid(entry.function);
+            *entry = leaf(entry.function, 0, [here.eax, here.ebx, here.ecx, here.edx]);
+        }
         let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(CpuidTemplate::from_entries(supported.as_slice(), cpus, deadline))
+        Ok(CpuidTemplate::from_entries(&supported, cpus, deadline))
     }
 
     fn from_entries(supported: &[kvm_cpuid_entry2], cpus: u32, deadline: bool) -> CpuidTemplate {

@@ -57,6 +57,21 @@ fn a_guest_that_knows_more_than_this_host_is_found_out() {
 }
 
 #[test]
+fn the_processor_has_its_name() {
+    if !crate::testing::has_kvm() {
+        return;
+    }
+    let cpuid = CpuidTemplate::new(&Kvm::new().unwrap(), 1).unwrap().of_vcpu(0, 0).unwrap();
+    for function in NAME {
+        let (there, here) = (find(&cpuid, function, 0), __cpuid(function));
+        assert_eq!(
+            [there.eax, there.ebx, there.ecx, there.edx],
+            [here.eax, here.ebx, here.ecx, here.edx]
+        );
+    }
+}
+
+#[test]
 fn one_cpu_is_not_hyperthreaded() {
     let cpuid = CpuidTemplate::from_entries(&host(), 1, false).of_vcpu(0, 0).unwrap();
     assert_eq!(find(&cpuid, 1, 0).edx & LEAF1_EDX_HTT, 0);

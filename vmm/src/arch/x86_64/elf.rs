@@ -40,11 +40,15 @@ struct Segment {
 /// of more than `limit` bytes together are refused.
 ///
 /// # Errors
-/// The file cannot be read or its headers are damaged.
+/// The file cannot be read, its headers are damaged, or it is 32 bits wide and has no PVH entry.
 pub(super) fn rewritten(file: &File, limit: u64) -> Result<Option<Vec<u8>>> {
     let mut header = [0; HEADER];
     file.read_exact_at(&mut header, 0)?;
     let class = header[4];
+    // The loader refuses other byte orders itself, and says so.
+    if header[5] != LITTLE_ENDIAN {
+        return Ok(None);
+    }
     let Some(mut elf) = read(file, &header)? else { return Ok(None) };
     let notes = elf.segments.iter().filter(|segment| segment.kind == PT_NOTE).count();
     if class == CLASS_64 && notes < 2 {
@@ -68,10 +72,13 @@ pub(super) fn rewritten(file: &File, limit: u64) -> Result<Option<Vec<u8>>> {
         contents.extend(wanted.then_some(bytes));
         wanted
     });
-    // Only PVH starts such a kernel in its own mode; the loader says that it cannot.
+    // Only PVH starts such a kernel in its own mode.
     let starts = elf.segments.iter().any(|segment| segment.kind == PT_NOTE);
-    if class == CLASS_32 && !(starts && header[5] == LITTLE_ENDIAN) {
-        return Ok(None);
+    if class == CLASS_32 && !starts {
+        return Err(damaged(
+            "it is a 32-bit ELF file without a PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY), \
+             the only way to start one; a Multiboot header is not read",
+        ));
     }
     Ok(Some(write(&elf, &contents)))
 }
