@@ -217,6 +217,8 @@ fn a_disk_that_grew_where_it_is_kept_grows_here() {
     need::test(&[DAEMON, UTILS], || {
         for (kept, must_go) in [(Daemon::ferry(&OPTIONS)?, false), (Daemon::qemu(&OPTIONS)?, true)]
         {
+            // Whoever answers its monitor has bound the sockets of its command line.
+            let mut far = kept.qmp()?;
             let there = format!("server.type=unix,server.path={},export=disk", kept.path("nbd"));
             let here = Daemon::ferry(&[
                 &format!("--blockdev=driver=nbd,node-name=n0,reconnect-delay=20,{there}"),
@@ -226,7 +228,7 @@ fn a_disk_that_grew_where_it_is_kept_grows_here() {
                 "--nbd-server=addr.type=unix,addr.path=DIR/nbd",
                 "--export=nbd,id=e0,node-name=f0,name=disk,writable=on",
             ])?;
-            let (mut far, mut near) = (kept.qmp()?, here.qmp()?);
+            let mut near = here.qmp()?;
             let bigger = json!({"node-name": "f0", "size": 4 << 20});
             let early = near.execute("block_resize", bigger.clone())?;
             let text = format!("{early:?}");
