@@ -47,7 +47,7 @@ pub use clock::Clock;
 pub use driver::{BlockDriver, DynDriver, Extent, ExtentKind, Limits, LocalBoxFuture, WriteFlags};
 pub use edge::{ChildRole, Edge, EdgePerms, Perms};
 pub use error::{Error, ErrorKind, Result};
-pub use executor::{Executor, Poller, PollerGuard, Remote, Task};
+pub use executor::{Executor, Poller, PollerGuard, Remote, Task, within};
 pub use graph::{
     BitmapChange, BitmapOptions, BitmapSource, BlockGraph, Drained, Edit, ExternalSnapshot,
     Generations, MAX_NAME,

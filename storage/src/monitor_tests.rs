@@ -5,8 +5,7 @@ use std::io::Write;
 use std::net::Shutdown;
 
 use ferry_api::{Command, LocalBoxFuture, QmpError, interface};
-use ferry_block::Clock;
-use ferry_block::net::within;
+use ferry_block::{Clock, within};
 use serde_json::Value;
 
 use super::*;

@@ -6,8 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ferry_block::net::{Listener, SocketAddress, within};
-use ferry_block::{BlockBackend, BlockGraph, Error, ErrorKind, Executor, Notify, Result, Task};
+use ferry_block::net::{Listener, SocketAddress};
+use ferry_block::{
+    BlockBackend, BlockGraph, Error, ErrorKind, Executor, Notify, Result, Task, within,
+};
 use ferry_devices::virtio::blk::{BlkQueues, VirtioBlkConfig};
 use ferry_devices::virtio::features;
 

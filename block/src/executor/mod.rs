@@ -9,6 +9,7 @@
 //! clock to the next timer whenever every task waits.
 
 mod poll;
+mod race;
 mod reactor;
 mod remote;
 mod timers;
@@ -28,6 +29,8 @@ use crate::io::{Engine, RingChoice};
 
 pub(crate) use poll::DEFAULT_POLL_MAX_NS;
 pub use poll::{Poller, PollerGuard};
+pub(crate) use race::race;
+pub use race::within;
 pub use remote::Remote;
 pub(crate) use watch::Watch;
 

@@ -8,7 +8,7 @@ use super::on_error::OnError;
 use super::record::{Cancel, JobHooks, JobRecord};
 use super::status::JobStatus;
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::Executor;
+use crate::executor::{Executor, race};
 
 /// A job's side of its record. Cheap to clone: the tasks a job starts hold one too.
 #[derive(Clone)]
@@ -144,7 +144,7 @@ impl JobCtx {
 
     /// The same, but not longer than until `deadline` (ns).
     pub async fn wait_before(&self, deadline: u64, ready: impl Fn() -> bool) {
-        super::race(self.wait_until(ready), self.executor.sleep_until(deadline)).await;
+        race(self.wait_until(ready), self.executor.sleep_until(deadline)).await;
     }
 
     /// Awaits `idle` as a job that has nothing in flight: it is shown as not busy, and who pauses it

@@ -25,10 +25,7 @@ mod on_error;
 mod rate;
 mod record;
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 
 pub use ctx::JobCtx;
 pub use event::{BlockEvent, BlockJobReport, ErrorAction, EventSink, IoOperation};
@@ -39,6 +36,7 @@ pub use registry::JobRegistry;
 pub use status::{JobStatus, JobVerb};
 
 use crate::error::Result;
+use crate::executor::race;
 use record::{Cancel, JobRecord};
 
 /// How a job ends.
@@ -140,19 +138,4 @@ fn conclude(record: &JobRecord, outcome: Result<()>) {
     if record.options.auto_dismiss {
         record.enter(JobStatus::Null);
     }
-}
-
-/// The output of `work`, or `None` if `stop` is finished first; `work` is looked at first.
-pub(crate) async fn race<T, S>(
-    work: impl Future<Output = T>,
-    stop: impl Future<Output = S>,
-) -> Option<T> {
-    let (mut work, mut stop) = (pin!(work), pin!(stop));
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = work.as_mut().poll(cx) {
-            return Poll::Ready(Some(output));
-        }
-        stop.as_mut().poll(cx).map(|_| None)
-    })
-    .await
 }

@@ -6,7 +6,6 @@ mod listener;
 mod outbox;
 mod socket;
 mod stream;
-mod timeout;
 mod tls;
 
 use std::io;
@@ -20,8 +19,6 @@ pub use tls::{TlsCreds, TlsCredsOptions, TlsEndpoint, no_psk};
 pub(crate) use connect::connect;
 pub(crate) use outbox::Outbox;
 pub(crate) use stream::Stream;
-pub use timeout::within;
-pub(crate) use timeout::{Raced, race};
 
 /// A connection that broke.
 pub(crate) fn lost(error: io::Error) -> Error {

@@ -10,8 +10,8 @@ use ferry_api::command::{
     NbdServerRemove, NbdServerStart, SocketAddress,
 };
 use ferry_block::nbd::{Export, ExportOptions, Server, ServerOptions};
-use ferry_block::net::{TlsCreds, TlsEndpoint, within};
-use ferry_block::{BlockGraph, Error, ErrorKind, LocalBoxFuture};
+use ferry_block::net::{TlsCreds, TlsEndpoint};
+use ferry_block::{BlockGraph, Error, ErrorKind, LocalBoxFuture, within};
 
 use super::export_registry::{Exports, PATIENCE};
 use super::{Result, Storage, carry_over};

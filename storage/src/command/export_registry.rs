@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use ferry_api::command::{BlockExportInfo, BlockExportRemoveMode, BlockExportType};
 use ferry_block::job::{BlockEvent, JobRegistry};
-use ferry_block::net::within;
-use ferry_block::{BlockGraph, Error, ErrorKind, Notify, Result};
+use ferry_block::{BlockGraph, Error, ErrorKind, Notify, Result, within};
 
 use crate::export_kind::RunningExport;
 

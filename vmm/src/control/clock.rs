@@ -4,8 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ferry_block::net::within;
-use ferry_block::{Executor, Notify};
+use ferry_block::{Executor, Notify, within};
 use ferry_devices::rtc::Rtc;
 
 /// The task that waits, as those see it who know that there is something new to wait for.

@@ -51,6 +51,18 @@ pub(super) async fn write_at(file: &Edge, at: u64, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Cuts the file off at `len`, if it is longer. One that cannot be shortened stays as it is: what is behind
+/// is of no use and does no harm.
+pub(super) async fn cut(file: &Edge, len: u64) -> Result<()> {
+    if len >= file.len() {
+        return Ok(());
+    }
+    match file.resize(len).await {
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+        other => other,
+    }
+}
+
 /// The file of an image in messages.
 pub(super) fn name_of(file: &Edge) -> String {
     let node = file.node();

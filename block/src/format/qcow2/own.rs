@@ -3,6 +3,7 @@
 
 use super::bytes::Reader;
 use super::check::recount;
+use super::container;
 use super::entry::{L1Entry, RefcountTableEntry, refcount};
 use super::header::{Header, Incompatible, Version};
 use super::image::{Condition, Image};
@@ -240,13 +241,6 @@ impl Image {
     /// Gives back what the file grew by in advance and was not used.
     async fn trim_file(&self) -> Result<()> {
         let end = self.space.end() << self.geometry().cluster_bits();
-        let len = end.max(self.space.least_len());
-        if len >= self.file.len() {
-            return Ok(());
-        }
-        match self.file.resize(len).await {
-            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
-            other => other,
-        }
+        container::cut(&self.file, end.max(self.space.least_len())).await
     }
 }

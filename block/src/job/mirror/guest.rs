@@ -13,7 +13,8 @@ use crate::buf::IoBuf;
 use crate::driver::{ExtentKind, WriteFlags};
 use crate::edge::Edge;
 use crate::error::{Error, Result};
-use crate::job::{IoOperation, race};
+use crate::executor::race;
+use crate::job::IoOperation;
 use crate::ranges::RangeGuard;
 
 /// A guest writes `from` at `at`.

@@ -33,8 +33,9 @@ pub(crate) use state::Mirror;
 use hold::{Held, Hold};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::executor::race;
 use crate::graph::{BlockGraph, Drained};
-use crate::job::{IoOperation, Job, JobCtx, JobKind, Settle, race};
+use crate::job::{IoOperation, Job, JobCtx, JobKind, Settle};
 use crate::node::BlockNode;
 
 /// A ready mirror that was clean gathers writes for so long before it copies them (ns), and a failed

@@ -18,8 +18,9 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::executor::{race, within};
 use crate::graph::BlockGraph;
-use crate::net::{Listener, Raced, SocketAddress, Stream, TlsCreds, TlsEndpoint, race, within};
+use crate::net::{Listener, SocketAddress, Stream, TlsCreds, TlsEndpoint};
 use crate::notify::Notify;
 
 use connection::Connection;
@@ -204,9 +205,9 @@ impl Server {
             let may_come = || inner.stopping.get() || inner.clients.get() < inner.max_connections;
             inner.changed.wait_until(may_come).await;
             let stop = inner.changed.wait_until(|| inner.stopping.get());
-            match race(stop, listener.accept()).await {
-                Raced::First(()) => return,
-                Raced::Second(Ok(stream)) => {
+            match race(listener.accept(), stop).await {
+                None => return,
+                Some(Ok(stream)) => {
                     inner.clients.set(inner.clients.get() + 1);
                     let server = self.clone();
                     drop(inner.graph.executor().spawn(async move {
@@ -215,7 +216,7 @@ impl Server {
                         server.0.changed.notify_all();
                     }));
                 }
-                Raced::Second(Err(error)) => {
+                Some(Err(error)) => {
                     tracing::error!("NBD server on {}: {error}", inner.address);
                     return;
                 }
@@ -230,15 +231,15 @@ impl Server {
         let haggling = handshake::run(self, stream);
         let haggling = within(executor, handshake::LIMIT, haggling);
         let stop = inner.changed.wait_until(|| inner.stopping.get());
-        let (stream, agreement) = match race(stop, haggling).await {
-            Raced::First(()) => return,
-            Raced::Second(None) => {
+        let (stream, agreement) = match race(haggling, stop).await {
+            None => return,
+            Some(None) => {
                 tracing::info!("{peer} took too long to choose an export");
                 return;
             }
-            Raced::Second(Some(Ok(None))) => return,
-            Raced::Second(Some(Ok(Some(agreed)))) => agreed,
-            Raced::Second(Some(Err(error))) => {
+            Some(Some(Ok(None))) => return,
+            Some(Some(Ok(Some(agreed)))) => agreed,
+            Some(Some(Err(error))) => {
                 tracing::warn!("{peer} is refused: {error}");
                 return;
             }

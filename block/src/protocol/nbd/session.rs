@@ -21,9 +21,9 @@ use super::connect::{Target, connect};
 use super::link::Link;
 use super::negotiate::Facts;
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::Executor;
+use crate::executor::{Executor, within};
 use crate::nbd::proto::{HeaderStyle, export};
-use crate::net::{Stream, within};
+use crate::net::Stream;
 
 /// Time between two attempts to connect: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use super::super::container;
 use super::super::entry::{RefcountTableEntry, refcount};
 use super::AtRest;
 use crate::error::{Error, ErrorKind, Result};
@@ -102,8 +103,7 @@ impl AtRest<'_> {
         Ok(others)
     }
 
-    /// Cuts the file off behind its last cluster in use. One that cannot be shortened stays as it is.
-    /// Everything was written before.
+    /// Cuts the file off behind its last cluster in use. Everything was written before.
     pub(in super::super) async fn trim_file(&mut self) -> Result<()> {
         let geometry = self.geometry();
         let per_block = geometry.refcount_block_entries();
@@ -122,13 +122,6 @@ impl AtRest<'_> {
             }
         }
         self.end = end;
-        let len = end << geometry.cluster_bits();
-        if len >= self.file.len() {
-            return Ok(());
-        }
-        match self.file.resize(len).await {
-            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
-            other => other,
-        }
+        container::cut(self.file, end << geometry.cluster_bits()).await
     }
 }
