@@ -97,6 +97,13 @@ pub(crate) enum Verb {
     Allocate { mode: i32, at: u64, len: u64 },
 }
 
+impl Verb {
+    /// Whether another thread copies to the page cache.
+    fn copies_to_cache(&self) -> bool {
+        matches!(self, Verb::Transfer { way: Way::Write, elsewhere: true, durable: false, .. })
+    }
+}
+
 /// The disk I/O of one thread.
 pub(crate) struct Engine {
     /// Does everything without a ring, and with one what rings cannot do. Dropped before the ring,
@@ -141,10 +148,14 @@ impl Engine {
     }
 
     /// Starts a request; the result is what the system call answers.
+    ///
+    /// Copies to the page cache are for the pool, which makes one at a time in each file, as the kernel does.
+    /// A ring's threads spin for the lock meanwhile: a new file on tmpfs grew by 30 to 60 % faster without
+    /// them, for a quarter to a third less processor time a MiB.
     pub(crate) fn start(&self, file: &Rc<OpenFile>, verb: Verb) -> Op {
         match &self.ring {
-            Some(ring) => ring.start(file, verb),
-            None => self.pool().start(file, verb),
+            Some(ring) if !verb.copies_to_cache() => ring.start(file, verb),
+            _ => self.pool().start(file, verb),
         }
     }
 

@@ -105,9 +105,7 @@ impl Pool {
 
     pub(super) fn start(&self, file: &Rc<OpenFile>, verb: Verb) -> Op {
         let fd = file.as_raw_fd();
-        let copies =
-            matches!(verb, Verb::Transfer { way: Way::Write, elsewhere: true, durable: false, .. });
-        let copies_to = copies.then_some(fd);
+        let copies_to = verb.copies_to_cache().then_some(fd);
         let key = self.table.insert(Held::new(file, verb));
         if let Some(work) = self.table.with_held(key, |held| work(fd, held)) {
             self.queue(Job { key, copies_to, work });

@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use ferry_tests::{binary, command, image, time};
 
-use super::Bench;
 use super::table::{Better, Pair, Table};
+use super::{Bench, warm};
 
 const BYTES: u64 = 2 << 30;
 const ROUNDS: usize = 5;
@@ -44,6 +44,7 @@ pub(super) fn measure(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
         let target = folder.path().join("target");
         let mut rounds = Vec::new();
         for _ in 0..ROUNDS {
+            warm::up(folder.path(), BYTES)?;
             let ours = timed(convert(&ferry, &["img"], case, &source, &target, &[]), &target)?;
             rounds.push((ours, peers(case, &source, &target)?));
         }

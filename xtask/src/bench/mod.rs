@@ -7,6 +7,7 @@ mod migration;
 mod nbd;
 mod process;
 mod table;
+mod warm;
 
 use std::path::PathBuf;
 

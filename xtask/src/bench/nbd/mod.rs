@@ -13,7 +13,7 @@ use ferry_tests::{binary, command, image};
 use serde_json::Value;
 
 use super::table::{Better, Pair, Table};
-use super::{Bench, median};
+use super::{Bench, median, warm};
 
 use bare::Bare;
 use server::{Image, Program, Server};
@@ -21,6 +21,8 @@ use server::{Image, Program, Server};
 pub(super) const FILE_BYTES: u64 = 1 << 30;
 /// So large that random writes hardly meet: each allocates.
 const FRESH_BYTES: u64 = 64 << 30;
+/// What a fresh image may grow by in a second, bytes.
+const FRESH_RATE: u64 = 2 << 30;
 const ROUNDS: usize = 3;
 
 /// What is asked of a server.
@@ -116,6 +118,7 @@ fn compare(
     for _ in 0..ROUNDS {
         let [ferry, peer] = programs.map(|program| {
             if content == Content::Fresh {
+                warm::up(folder, FRESH_RATE * bench.wanted.seconds)?;
                 make(&path, content)?;
             }
             let image = Image { path: &path, format: content.format(), direct: false };
@@ -124,6 +127,7 @@ fn compare(
         rounds.push([ferry?, peer?]);
         if content == Content::Fresh {
             std::fs::remove_file(&path)?;
+            warm::up(folder, FRESH_RATE * bench.wanted.seconds)?;
             File::create(&raw)?.set_len(FRESH_BYTES)?;
         }
         limits.push(limit(&raw, load, bench.wanted.seconds)?);
