@@ -3,11 +3,12 @@
 //! # What is where
 //!
 //! *Formats*, which know bytes and nothing else: [`header`] is where an image begins, [`geometry`]
-//! what follows from it, [`entry`] what the tables say.
+//! what follows from it, [`entry`] what the tables say; `bytes` takes fields out of any of them.
 //!
 //! *The image in use*, from the request down:
 //!
-//! - `open` finds the files that belong together, `own` takes the image over and gives it up.
+//! - `open` finds the files that belong together as `options` say, `own` takes the image over and
+//!   gives it up.
 //! - `driver` is what a node sees. `read`, `write` (with `cow` for clusters that must be filled and
 //!   `compress`), `zero` and `resize` are the requests.
 //! - `map` is where a guest address is in the file; `alloc` which clusters are given out; `frees`
@@ -17,7 +18,8 @@
 //!   requests are under way.
 //!
 //! *The image as a whole*, over the image file while nobody else uses it: [`create`], [`check`],
-//! and, on top of `at_rest`, [`snapshot`], [`bitmap`] and [`amend`] with `expand`.
+//! `usage`, and, on top of `at_rest`, [`snapshot`], [`bitmap`], `tighten` and [`amend`] with
+//! `expand`. `container` reads and writes tables for all of these.
 //!
 //! # Invariants
 //!
