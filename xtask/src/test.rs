@@ -17,17 +17,20 @@ struct Count {
     passed: u64,
     failed: u64,
     skipped: u64,
+    /// Passed only when tried again.
+    flaky: u64,
 }
 
 impl Count {
     fn one(passed: bool) -> Count {
-        Count { passed: u64::from(passed), failed: u64::from(!passed), skipped: 0 }
+        Count { passed: u64::from(passed), failed: u64::from(!passed), ..Count::default() }
     }
 
     fn add(&mut self, other: Count) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.flaky += other.flaky;
     }
 }
 
@@ -147,7 +150,7 @@ impl Run {
         );
         let mut all = Count::default();
         for Stage { name, count, took } in &self.stages {
-            let Count { passed, failed, skipped } = count;
+            let Count { passed, failed, skipped, .. } = count;
             println!(
                 "{name:<14} {passed:>7} {failed:>7} {skipped:>8} {:>8.1}s",
                 took.as_secs_f64()
@@ -159,6 +162,12 @@ impl Run {
         }
         for note in lines(&self.notes) {
             println!("note: {note}");
+        }
+        if all.flaky > 0 {
+            println!(
+                "note: {} passed only when tried again, named FLAKY above: find out why",
+                all.flaky
+            );
         }
         println!("\n{} passed, {} failed, {} skipped", all.passed, all.failed, all.skipped);
         if all.failed > 0 || all.passed == 0 {
@@ -258,6 +267,7 @@ fn counted(text: &str) -> Count {
         count.passed += figure(&figures, "passed");
         count.failed += figure(&figures, "failed") + figure(&figures, "timed out");
         count.skipped += figure(&figures, "ignored");
+        count.flaky += figure(&figures, "flaky");
     }
     count
 }
@@ -278,13 +288,16 @@ mod tests {
 
     #[test]
     fn summaries_are_added_up() {
+        let count = |passed, failed, skipped| Count { passed, failed, skipped, flaky: 0 };
         let nextest = "     Summary [   8.666s] 10 tests run: 7 passed (1 slow), 2 failed, 1 timed out, 3 skipped";
-        assert_eq!(counted(nextest), Count { passed: 7, failed: 3, skipped: 0 });
+        assert_eq!(counted(nextest), count(7, 3, 0));
         let one = "     Summary [   8.666s] 1 test run: 1 passed, 0 skipped";
-        assert_eq!(counted(one), Count { passed: 1, failed: 0, skipped: 0 });
+        assert_eq!(counted(one), count(1, 0, 0));
         let harness = "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.1s";
-        assert_eq!(counted(harness), Count { passed: 3, failed: 1, skipped: 2 });
+        assert_eq!(counted(harness), count(3, 1, 2));
         let both = format!("{harness}\n{nextest}\n");
-        assert_eq!(counted(&both), Count { passed: 7, failed: 3, skipped: 0 });
+        assert_eq!(counted(&both), count(7, 3, 0));
+        let again = "     Summary [   8.666s] 7 tests run: 7 passed (1 slow, 2 flaky), 3 skipped";
+        assert_eq!(counted(again), Count { flaky: 2, ..count(7, 0, 0) });
     }
 }
