@@ -96,12 +96,13 @@ impl BootFiles {
 
     /// Put kernel, initrd, command line and boot structures into guest memory; says where to start.
     pub fn load(&self, guest: &GuestMemory, ram: RamLayout) -> Result<Entry> {
-        write(guest, BOOT_CMDLINE, self.cmdline.as_bytes(), "command line")?;
-        write(guest, BOOT_CMDLINE + self.cmdline.len() as u64, &[0], "command line")?;
         let entry = match self.kind()? {
             KernelKind::BzImage => self.load_bzimage(guest, ram)?,
             KernelKind::Elf => self.load_elf(guest, ram)?,
         };
+        // Last, because a linker may have padded the kernel's first segment down to address 0.
+        write(guest, BOOT_CMDLINE, self.cmdline.as_bytes(), "command line")?;
+        write(guest, BOOT_CMDLINE + self.cmdline.len() as u64, &[0], "command line")?;
         regs::write_tables(guest, entry)?;
         Ok(entry)
     }
@@ -217,6 +218,14 @@ impl BootFiles {
         let loaded = loaded.map_err(|e| self.unloadable(ram, e))?;
         let initrd = self.load_initrd(guest, ram, end, ram.low)?;
         if let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap {
+            let taken = [0..BOOT_CMDLINE + BOOT_CMDLINE_MAX as u64, LOW_RAM_HOLE..HIGH_MEMORY];
+            if taken.iter().any(|range| range.contains(&entry.0)) {
+                return Err(Error::config(format!(
+                    "kernel {name} starts at {:#x}, where this machine puts what it tells the kernel: link it \
+                     to {HIGH_MEMORY:#x} or above",
+                    entry.0
+                )));
+            }
             write_pvh(guest, ram, initrd)?;
             return Ok(Entry::Pvh { entry: entry.0, start_info: BOOT_PVH });
         }

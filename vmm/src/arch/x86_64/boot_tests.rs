@@ -176,6 +176,22 @@ fn a_kernel_that_belongs_beyond_the_memory_says_what_to_do() {
 }
 
 #[test]
+fn a_kernel_may_reach_below_1_mib_but_not_start_in_what_it_is_told() {
+    let linked = |to: u32, start: u32| {
+        let note = elf_note(b"Xen\0", 18, &start.to_le_bytes());
+        load(&narrow_elf(&[(4, 0, note), (1, to, vec![0x90; 0x10_1000])]), None, 16 * MIB)
+    };
+    let (entry, memory) = linked(0, 0x10_0010).unwrap();
+    assert_eq!(entry, Entry::Pvh { entry: 0x10_0010, start_info: BOOT_PVH });
+    assert_eq!(bytes_at(&memory, BOOT_CMDLINE, 14), b"root=/dev/vda\0");
+    linked(0x3_0000, 0x3_0000).unwrap();
+    for start in [0x500, 0x7c00, 0x2_ffff, 0xf_0000] {
+        let line = linked(0, start).unwrap_err().line();
+        assert!(line.contains("link it to 0x100000 or above"), "{line}");
+    }
+}
+
+#[test]
 fn what_is_no_kernel_is_refused() {
     for contents in [&b""[..], b"\x7fEL", b"#!/bin/sh\n", &[0; 4096]] {
         let line = load(contents, None, 16 * MIB).unwrap_err().line();
