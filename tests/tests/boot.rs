@@ -120,6 +120,31 @@ fn the_serial_port_goes_to_a_file_or_a_socket() {
         stream.read_to_string(&mut text)?;
         ensure!(child.wait()?.code() == Some(3));
         ensure!(text.contains("DONE status=0"), "{text}");
+        ensure!(!socket.exists(), "the serial socket's name is left behind");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_terminal_is_as_before_when_the_guest_has_ended() {
+    need::test(KVM, || {
+        let lab = Lab::new()?;
+        let spec = lab.spec("disk=none seconds=1");
+        let modes = lab.path("modes");
+        let guest = format!(
+            "{} run --kernel {} --memory 64M --cmdline '{}'",
+            lab.program()?.display(),
+            spec.kernel.display(),
+            spec.cmdline
+        );
+        // `script` gives its command a terminal of its own.
+        let inside = format!("stty -g >{0}; {guest}; stty -g >>{0}", modes.display());
+        let output = Command::new("script").args(["-qec", &inside, "/dev/null"]).output()?;
+        let modes = std::fs::read_to_string(&modes)?;
+        let modes: Vec<&str> = modes.lines().collect();
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(said.contains("DONE status=0"), "{said}");
+        ensure!(modes.len() == 2 && modes[0] == modes[1], "{modes:?}");
         Ok(())
     });
 }

@@ -3,7 +3,7 @@
 mod socket;
 mod terminal;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -39,14 +39,14 @@ pub enum ConsoleEvent {
 
 /// The outside of the serial port. Opened before the machine is built, so that a wrong path costs nothing.
 pub struct Console {
-    backend: Backend,
+    backend: RefCell<Backend>,
     cable: Rc<Cable>,
 }
 
 enum Backend {
     Stdio {
         input: OwnedFd,
-        /// Put back when the console goes.
+        /// Put back when the console is closed.
         _raw: Option<RawMode>,
     },
     Socket(socket::Listener),
@@ -102,7 +102,7 @@ impl Console {
             None if *config == SerialConfig::None => Box::new(Nowhere),
             None => Box::new(Nobody),
         };
-        Ok((Console { backend, cable: Rc::new(cable) }, sink))
+        Ok((Console { backend: RefCell::new(backend), cable: Rc::new(cable) }, sink))
     }
 
     /// Carry input to `serial` from now on; `events` hears what the person at the terminal wants.
@@ -114,7 +114,7 @@ impl Console {
     ) -> Result<()> {
         let (cable, serial) = (Rc::clone(&self.cable), Arc::clone(serial));
         let task_executor = executor.clone();
-        match &self.backend {
+        match &*self.backend.borrow() {
             Backend::Stdio { input, .. } => {
                 let failed = |e| Error::host("read standard input", e);
                 let input = File::from(input.try_clone().map_err(failed)?);
@@ -154,6 +154,12 @@ impl Console {
         while !lock(serial).drain_output() && clock.now() < end {
             executor.sleep(PAUSE).await;
         }
+    }
+
+    /// Give the terminal its mode back, and the socket's name up. At the end tasks may still hold the console
+    /// and wait for input that never comes, so that it is not dropped.
+    pub fn close(&self) {
+        self.backend.replace(Backend::Silent);
     }
 }
 

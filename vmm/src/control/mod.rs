@@ -53,13 +53,15 @@ fn run_config(config: Config) -> Result<Ending> {
     };
     let machine = executor.block_on(Machine::new(&config, parts))?;
     let control = Control::new(executor.clone(), machine, console, config);
-    executor.block_on(async {
+    let ending = executor.block_on(async {
         control.start(signals, listener).await?;
         let ending = control.ended().await;
         control.monitor.say_goodbye().await;
         control.console.finish(&control.executor, &control.machine.shared_serial()).await;
         Ok(ending)
-    })
+    });
+    control.console.close();
+    ending
 }
 
 /// The control thread's state.
