@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use ferry_block::keyval;
+use ferry_migration::transport::Uri;
 
 use crate::error::{Error, Result};
 
@@ -189,10 +190,19 @@ impl TryFrom<RunArgs> for Config {
             disks,
             serial: args.serial.parse()?,
             qmp: args.qmp.as_deref().map(parse_qmp).transpose()?,
-            incoming: args.incoming,
+            incoming: args.incoming.map(parse_incoming).transpose()?,
             paused: args.paused,
             on_reboot: args.on_reboot,
         })
+    }
+}
+
+fn parse_incoming(text: String) -> Result<String> {
+    match Uri::parse(&text) {
+        Err(error) if text != "defer" => Err(Error::usage(format!(
+            "--incoming {text}: {error}; give tcp:HOST:PORT, unix:PATH or defer"
+        ))),
+        _ => Ok(text),
     }
 }
 

@@ -92,6 +92,7 @@ fn each_mistake_is_named_on_one_line() {
         (vec!["--cpus", "300"], "--cpus 300"),
         (vec!["--serial", "pty"], "--serial pty"),
         (vec!["--qmp", "tcp:1"], "unix:PATH"),
+        (vec!["--incoming", "tcp:localhost"], "tcp:HOST:PORT, unix:PATH or defer"),
     ] {
         let line = refusal(&[&base[..], &words[..]].concat());
         assert!(line.contains(part) && !line.contains('\n'), "{words:?}: {line}");
