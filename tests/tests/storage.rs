@@ -162,6 +162,37 @@ fn an_export_is_as_slow_as_it_is_told_to_be() {
     });
 }
 
+#[test]
+fn an_overlay_names_the_window_of_a_file_that_it_lies_over() {
+    need::test(&[Need::Program("qemu-io", "qemu-utils")], || {
+        let mut daemon = Daemon::ferry(&[
+            "--blockdev=driver=file,node-name=f0,filename=DIR/disk.raw",
+            "--blockdev=driver=raw,node-name=r0,file=f0,offset=65536,size=131072",
+        ])?;
+        let bytes: Vec<u8> = (0..1 << 20).map(|at: u32| (at >> 12) as u8).collect();
+        std::fs::write(daemon.path("disk.raw"), bytes)?;
+        let overlay = daemon.path("o.qcow2");
+        let snapshot =
+            json!({"node-name": "r0", "snapshot-file": overlay, "snapshot-node-name": "o"});
+        let mut qmp = daemon.qmp()?;
+        qmp.call("blockdev-snapshot-sync", snapshot)?;
+        qmp.call("quit", json!({}))?;
+        ensure!(daemon.ended()? == 0);
+        let mut io = command::program("qemu-io", "qemu-utils")?;
+        io.args([
+            "-f",
+            "qcow2",
+            "-c",
+            "length",
+            "-c",
+            "read -P 16 0 4k",
+            "-c",
+            "read -P 47 124k 4k",
+        ]);
+        command::output(io.arg(&overlay)).map(drop)
+    });
+}
+
 /// A job that waits to be finalized holds the requests to its disk up.
 #[test]
 fn quit_does_not_wait_for_a_client_that_a_job_holds_up() {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
-use crate::edge::{ChildRole, Edge, EdgePerms};
+use crate::edge::{ChildRole, Edge, EdgePerms, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{PROBED_BYTES, recognise};
 use crate::graph::BlockGraph;
@@ -72,8 +72,18 @@ impl RawDriver {
             let context = format!("the offset ({offset}) must be a multiple of {alignment}");
             return Err(Error::new(ErrorKind::InvalidArgument, context));
         }
-        let file = graph.filter_edge(file, ChildRole::File)?;
+        // Another's change of the file's length could leave the window, or a part of it, behind the end.
+        let is_window = offset != 0 || size.is_some();
+        let shares = if is_window { !Perms::RESIZE } else { Perms::ALL };
+        let own = EdgePerms { needs: Perms::NONE, shares };
+        let file = graph.filter_edge_with(file, ChildRole::File, own)?;
         Ok(RawDriver { file, offset, size: Cell::new(size), guessed: None })
+    }
+
+    /// The first byte of a window, and how many there are if that is fixed; `None` for all of the file.
+    pub(crate) fn window(&self) -> Option<(u64, Option<u64>)> {
+        let window = (self.offset, self.size.get());
+        (window != (0, None)).then_some(window)
     }
 
     /// The node below, and which byte of it the byte `at` is.

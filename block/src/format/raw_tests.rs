@@ -121,3 +121,22 @@ fn an_image_that_was_taken_for_raw_never_comes_to_look_like_something_else() {
         assert!(std::fs::read(path).unwrap() == before);
     });
 }
+
+/// What is behind the end of a file that became shorter would be lost to the window.
+#[test]
+fn nobody_else_changes_the_length_below_a_window_in_use() {
+    let (executor, graph, file) = graph();
+    let path = file.path().to_str().unwrap();
+    executor.block_on(async {
+        let named = BlockdevOptions { node_name: Some("f".into()), ..BlockdevOptions::file(path) };
+        let below = graph.open(&named).await.unwrap();
+        let node = graph.open(&over(BlockdevRef::Name("f".into()), 4096, None)).await.unwrap();
+        let all = EdgePerms { needs: Perms::WRITE | Perms::RESIZE, shares: Perms::ALL };
+        let root = graph.add_backend(BackendKind::Device, "d0", &node, all).unwrap();
+        let resize = EdgePerms { needs: Perms::RESIZE, shares: Perms::ALL };
+        let refused = graph.add_backend(BackendKind::Job, "j", &below, resize);
+        assert_eq!(refused.err().unwrap().kind(), ErrorKind::PermissionConflict);
+        root.resize(8192).await.unwrap();
+        assert_eq!(below.len(), 12288);
+    });
+}

@@ -1,6 +1,7 @@
 //! Options as `blockdev-add` takes them, and the one place that opens images.
 
 mod above;
+mod image_name;
 mod json_name;
 pub mod keyval;
 mod options;

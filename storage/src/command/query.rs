@@ -117,7 +117,7 @@ async fn node_info(node: &BlockNode, depth: Depth) -> BlockDeviceInfo {
 /// The file a node's data is in: its own, or that of the first node below that has one.
 pub(super) fn file_of(node: &BlockNode) -> String {
     let below = || node.children().first().map(|edge| file_of(&edge.node()));
-    node.filename().or_else(below).unwrap_or_default()
+    node.image_name().or_else(below).unwrap_or_default()
 }
 
 fn dirty_info(bitmap: &ferry_block::AttachedBitmap) -> BlockDirtyInfo {

@@ -12,8 +12,9 @@ use ferry_block::format::qcow2::{BackingRef, Qcow2Options};
 use ferry_block::job::create::{CreateImage, create_image};
 use ferry_block::{
     BlockGraph, BlockNode, BlockdevOptions, BlockdevRef, CacheOptions, Drained, DriverOptions,
-    Error, ErrorKind, ExternalSnapshot,
+    Error, ErrorKind, ExternalSnapshot, json_name,
 };
+use serde_json::Value;
 
 use super::blockdev::find;
 use super::{Result, Storage};
@@ -219,7 +220,7 @@ async fn open_overlay(
 
 /// The name by which an image in any folder can find what `node` reads.
 fn absolute_name(node: &BlockNode) -> ferry_block::Result<String> {
-    let name = node.filename().ok_or_else(|| {
+    let name = node.image_name().ok_or_else(|| {
         let context = format!(
             "node '{}' has no file name that an image could give: make the overlay and use \
              blockdev-snapshot",
@@ -227,10 +228,30 @@ fn absolute_name(node: &BlockNode) -> ferry_block::Result<String> {
         );
         Error::new(ErrorKind::InvalidArgument, context)
     })?;
+    if let Some(options) = json_name(&name) {
+        let mut options = options?;
+        make_absolute(&mut options)?;
+        return Ok(format!("json:{options}"));
+    }
     if name.contains(':') {
         return Ok(name);
     }
+    absolute_path(&name)
+}
+
+/// The same options with the path of the file at the bottom seen from the root.
+fn make_absolute(options: &mut Value) -> ferry_block::Result<()> {
+    if let Some(file) = options.get_mut("file") {
+        return make_absolute(file);
+    }
+    if let Some(Value::String(name)) = options.get_mut("filename") {
+        *name = absolute_path(name)?;
+    }
+    Ok(())
+}
+
+fn absolute_path(name: &str) -> ferry_block::Result<String> {
     let failed = |error| Error::from_io(error, format!("cannot tell where '{name}' is"));
-    let path = std::path::absolute(Path::new(&name)).map_err(failed)?;
+    let path = std::path::absolute(Path::new(name)).map_err(failed)?;
     Ok(path.to_string_lossy().into_owned())
 }
