@@ -14,6 +14,7 @@ use ferry_block::net::{TlsCreds, TlsEndpoint};
 use ferry_block::{BlockGraph, Error, ErrorKind, LocalBoxFuture, within};
 
 use super::export_registry::{Exports, PATIENCE};
+use super::object::is_well_formed;
 use super::{Result, Storage, carry_over};
 use crate::export_kind::{RunningExport, VhostUserBlkOptions};
 
@@ -130,13 +131,20 @@ impl Storage {
     /// `nbd-server-remove`
     pub(super) async fn nbd_server_remove(&self, arguments: NbdServerRemove) -> Result<()> {
         let NbdServerRemove { name, mode } = arguments;
-        self.on_graph(|graph| async move { NbdServer::of(&graph).map(drop) }).await?;
+        let id = name.clone();
+        let check = |graph: BlockGraph| async move {
+            Exports::of(&graph).check_kind(&id, BlockExportType::Nbd)
+        };
+        self.on_graph(check).await?;
         self.block_export_del(BlockExportDel { id: name, mode }).await
     }
 
     /// `block-export-add`
     pub(crate) async fn block_export_add(&self, arguments: BlockExportOptions) -> Result<()> {
         let BlockExportOptions { id, node_name, writable, writethrough, kind } = arguments;
+        if !is_well_formed(&id) {
+            return Err(QmpError::generic("Invalid block export id"));
+        }
         let (writable, writethrough) = (writable == Some(true), writethrough == Some(true));
         match kind {
             BlockExportKind::Nbd(nbd) => {

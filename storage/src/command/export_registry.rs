@@ -64,6 +64,23 @@ impl Exports {
         Ok(())
     }
 
+    /// Refuses an export of another kind.
+    ///
+    /// # Errors
+    /// It is not `kind`, or there is none of that id.
+    pub(super) fn check_kind(&self, id: &str, kind: BlockExportType) -> Result<()> {
+        let entries = self.open_entries(|_| true);
+        match entries.iter().find(|entry| entry.id == id) {
+            None => Err(not_found(id)),
+            Some(entry) if entry.kind == kind => Ok(()),
+            Some(_) => {
+                // There are two kinds, and only NBD's have commands of their own.
+                let context = format!("Block export '{id}' is not an NBD export");
+                Err(Error::new(ErrorKind::InvalidArgument, context))
+            }
+        }
+    }
+
     /// Takes one away. When this is over its node is free, or will be when the storage answers.
     ///
     /// # Errors
@@ -76,7 +93,7 @@ impl Exports {
     ) -> Result<()> {
         let Some(entry) = self.open_entries(|_| true).into_iter().find(|entry| entry.id == id)
         else {
-            return Err(Error::new(ErrorKind::NotFound, format!("Export '{id}' is not found")));
+            return Err(not_found(id));
         };
         if mode == BlockExportRemoveMode::Safe && entry.export.has_client() {
             return Err(Error::new(ErrorKind::Busy, format!("export '{id}' still in use")));
@@ -132,4 +149,8 @@ impl Exports {
         };
         self.entries.borrow().iter().map(info).collect()
     }
+}
+
+fn not_found(id: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("Export '{id}' is not found"))
 }

@@ -51,7 +51,11 @@ impl Storage {
     pub(super) async fn job_verb(&self, family: Family, id: String, verb: Verb) -> Result<()> {
         let name = id.clone();
         let call = move |graph: BlockGraph| async move {
-            let Ok(job) = JobRegistry::of(&graph).find(&id) else { return Ok(false) };
+            let registry = JobRegistry::of(&graph);
+            let Ok(job) = registry.find(&id) else { return Ok(false) };
+            if family == Family::BlockJob && !job.info().kind.is_block_job() {
+                return Ok(false);
+            }
             apply(&job, verb).await.map(|()| true)
         };
         let found = self.on_graph(call).await?;

@@ -138,9 +138,9 @@ pub(super) fn property(graph: &BlockGraph, id: &str, name: &str) -> Option<Value
     objects.get(id)?.properties.get(name).cloned()
 }
 
-/// Ids and types.
+/// Ids and kinds.
 pub(super) fn list(graph: &BlockGraph) -> Vec<(String, String)> {
     let objects = graph.extension(Objects::default);
     let objects = objects.0.borrow();
-    objects.iter().map(|(id, object)| (id.clone(), format!("child<{}>", object.kind))).collect()
+    objects.iter().map(|(id, object)| (id.clone(), object.kind.to_owned())).collect()
 }

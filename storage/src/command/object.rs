@@ -15,6 +15,8 @@ use serde_json::Value;
 use super::kept;
 use super::{Result, Storage, carry_over};
 
+const THROTTLE_GROUP: &str = "throttle-group";
+
 impl Storage {
     /// `object-add`
     pub(crate) async fn object_add(&self, arguments: ObjectOptions) -> Result<()> {
@@ -75,20 +77,15 @@ impl Storage {
     /// `qom-list` of all objects.
     pub(super) async fn qom_list(&self, arguments: QomList) -> Result<Vec<ObjectPropertyInfo>> {
         let QomList { path } = arguments;
+        if path != "/objects" {
+            return Err(QmpError::device_not_found(&path));
+        }
         let list = |graph: BlockGraph| async move {
-            if path != "/objects" {
-                let context = format!("Device '{path}' not found");
-                return Err(Error::new(ErrorKind::NotFound, context));
-            }
-            let typed = |ids: Vec<String>, kind: &str| {
-                let kind = format!("child<{kind}>");
-                ids.into_iter().map(|id| (id, kind.clone())).collect::<Vec<_>>()
-            };
-            let groups = typed(ThrottleGroup::ids(&graph), "throttle-group");
-            let creds = typed(TlsCreds::ids(&graph), "tls-creds-x509");
-            let kept = kept::list(&graph);
-            let own = [("type".to_owned(), "string".to_owned())];
-            Ok([own.to_vec(), groups, creds, kept].concat())
+            let child = |(id, kind)| (id, format!("child<{kind}>"));
+            let own = ("type".to_owned(), "string".to_owned());
+            Ok(std::iter::once(own)
+                .chain(objects(&graph).into_iter().map(child))
+                .collect::<Vec<_>>())
         };
         let info = |(name, kind)| ObjectPropertyInfo {
             name,
@@ -118,12 +115,12 @@ impl Storage {
     /// `qom-get` of a throttle group's limits, or of what is kept.
     pub(super) async fn qom_get(&self, arguments: QomGet) -> Result<AnyValue> {
         let QomGet { path, property } = arguments;
-        let (id, name) = (object_id(&path).to_owned(), property.clone());
+        self.check_property(&path, &property).await?;
+        let (id, name) = (object_id(&path).to_owned(), property);
         let look = |graph: BlockGraph| async move { Ok(kept::property(&graph, &id, &name)) };
         if let Some(value) = self.on_graph(look).await? {
             return Ok(AnyValue(value));
         }
-        check_property(&path, &property)?;
         let read = move |graph: BlockGraph| async move {
             throttle_group(&graph, &path).map(|group| group.limits())
         };
@@ -134,7 +131,7 @@ impl Storage {
     /// `qom-set` of a throttle group's limits: it takes effect at once.
     pub(super) async fn qom_set(&self, arguments: QomSet) -> Result<()> {
         let QomSet { path, property, value: AnyValue(value) } = arguments;
-        check_property(&path, &property)?;
+        self.check_property(&path, &property).await?;
         let asked: ThrottleLimits = serde_json::from_value(value)
             .map_err(|error| QmpError::generic(format!("Invalid limits: {error}")))?;
         let group = path.clone();
@@ -152,6 +149,25 @@ impl Storage {
         };
         self.on_graph(change).await
     }
+
+    /// Refuses a property that the object does not have, or an object that is not there.
+    async fn check_property(&self, path: &str, property: &str) -> Result<()> {
+        let (id, name) = (object_id(path).to_owned(), property.to_owned());
+        let look = |graph: BlockGraph| async move {
+            let kind = objects(&graph).into_iter().find(|(other, _)| *other == id);
+            let has = kept::property(&graph, &id, &name).is_some();
+            Ok(kind.map(|(_, kind)| (kind, has)))
+        };
+        match self.on_graph(look).await? {
+            None => Err(QmpError::device_not_found(path)),
+            Some((_, true)) => Ok(()),
+            // The limits are all that a group has.
+            Some((kind, false)) if kind == THROTTLE_GROUP && property == "limits" => Ok(()),
+            Some((kind, false)) => {
+                Err(QmpError::generic(format!("Property '{kind}.{property}' not found")))
+            }
+        }
+    }
 }
 
 /// The number of this thread on the host; 0 if it cannot be told.
@@ -165,12 +181,14 @@ fn json(value: &impl Serialize) -> Result<Value> {
     serde_json::to_value(value).map_err(|error| QmpError::generic(error.to_string()))
 }
 
-/// The limits that objects of one kind have are the only property that can be read or changed.
-fn check_property(path: &str, property: &str) -> Result<()> {
-    if property == "limits" {
-        return Ok(());
-    }
-    Err(QmpError::generic(format!("Property '{path}.{property}' not found")))
+/// All objects: their ids and kinds.
+fn objects(graph: &BlockGraph) -> Vec<(String, String)> {
+    let typed = |ids: Vec<String>, kind: &str| {
+        ids.into_iter().map(|id| (id, kind.to_owned())).collect::<Vec<_>>()
+    };
+    let groups = typed(ThrottleGroup::ids(graph), THROTTLE_GROUP);
+    let creds = typed(TlsCreds::ids(graph), "tls-creds-x509");
+    [groups, creds, kept::list(graph)].concat()
 }
 
 fn object_id(path: &str) -> &str {
@@ -203,7 +221,8 @@ fn check_unused(graph: &BlockGraph, id: &str) -> ferry_block::Result<()> {
     Ok(())
 }
 
-fn is_well_formed(id: &str) -> bool {
+/// Whether it may be the id of something.
+pub(super) fn is_well_formed(id: &str) -> bool {
     id.starts_with(|first: char| first.is_ascii_alphabetic())
         && id.chars().all(|char| char.is_ascii_alphanumeric() || "-._".contains(char))
 }
