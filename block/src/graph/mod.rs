@@ -275,6 +275,12 @@ impl BlockGraph {
         Ok(())
     }
 
+    /// Closes a node that nobody owns or uses, with all that goes with it: formats leave their images as
+    /// the next program likes to find them.
+    pub(crate) async fn close(&self, node: BlockNode) -> Result<()> {
+        ownership::give_up(&self.goes_with(&node)).await.map(drop)
+    }
+
     fn check_removable(&self, node: &BlockNode) -> Result<()> {
         snapshot::check_top(node)?;
         let name = node.name();

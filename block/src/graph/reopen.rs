@@ -85,7 +85,18 @@ impl BlockGraph {
                 self.disown(new);
             }
         }
+        self.close_left(nodes).await;
         Ok(())
+    }
+
+    /// Closes what was below the old nodes and nobody uses any more.
+    async fn close_left(&self, old: Vec<BlockNode>) {
+        for node in old {
+            let name = node.name().to_owned();
+            if let Err(error) = self.close(node).await {
+                tracing::error!("what was below node '{name}' is not closed in order: {error}");
+            }
+        }
     }
 
     /// Options that describe children by the names that these have mean the children, too: such a
@@ -126,6 +137,10 @@ impl BlockGraph {
             };
             if node.format() != options.driver.name() {
                 let text = "Cannot change the option 'driver'".to_owned();
+                return refuse(ErrorKind::InvalidArgument, text);
+            }
+            if let Some(option) = other_storage(&node, options) {
+                let text = format!("Cannot change the option '{option}'");
                 return refuse(ErrorKind::InvalidArgument, text);
             }
             // What the image names need not be what is below the node now.
@@ -224,6 +239,17 @@ fn refuse_cycles(successors: &[BlockNode], nodes: &[BlockNode]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The option that would put other storage in a node's place. Whoever is above goes on with what it knows of
+/// the old one: an image would write its tables into the wrong file.
+fn other_storage(node: &BlockNode, options: &BlockdevOptions) -> Option<&'static str> {
+    let (option, name) = match &options.driver {
+        DriverOptions::File(own) => ("filename", own.filename.clone()),
+        DriverOptions::Nbd(own) => ("server", own.filename()),
+        _ => return None,
+    };
+    (node.filename().as_deref() != Some(name.as_str())).then_some(option)
 }
 
 /// Whether something is below an image, or the image says so.

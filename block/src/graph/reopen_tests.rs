@@ -208,3 +208,41 @@ fn no_node_comes_to_lie_below_itself() {
     assert_eq!(chain.names(), ["base", "base-file", "top", "top-file"]);
     assert!(!chain.is_read_only("top") && chain.graph.node("top").unwrap().is_active());
 }
+
+/// The image above would go on with the tables that it read from the old file.
+#[test]
+fn no_other_file_takes_the_place_of_one_that_is_in_use() {
+    let Some(chain) = Chain::new() else { return };
+    chain.executor.block_on(chain.graph.open(&chain.image("top"))).unwrap();
+    let path = chain.folder.path().join("base").display().to_string();
+    let file = |path| BlockdevOptions {
+        node_name: Some("top-file".into()),
+        ..BlockdevOptions::file(path)
+    };
+    let refused = chain.reopen(file(path)).unwrap_err().to_string();
+    assert_eq!(refused, "Cannot change the option 'filename'");
+    chain.reopen(file(chain.folder.path().join("top").display().to_string())).unwrap();
+}
+
+/// Its bitmaps would be lost, and refcounts that were put off be wrong.
+#[test]
+fn a_child_that_is_left_behind_is_closed_in_order() {
+    let Some(chain) = Chain::new() else { return };
+    let path = chain.folder.path().join("top").display().to_string();
+    tool("qemu-img", &["amend", "-f", "qcow2", "-o", "lazy_refcounts=on", &path]);
+    let over = |name: &str| BlockdevOptions {
+        node_name: Some("disk".into()),
+        ..BlockdevOptions::raw(BlockdevRef::nested(BlockdevOptions {
+            node_name: None,
+            ..chain.image(name)
+        }))
+    };
+    let disk = chain.executor.block_on(chain.graph.open(&over("top"))).unwrap();
+    let root = chain.graph.add_backend(BackendKind::Device, "d", &disk, EdgePerms::READ_WRITE);
+    let (root, data) = (root.unwrap(), IoBuf::from_vec(&[7; 512]));
+    chain.executor.block_on(root.write(0, data, WriteFlags::NONE)).unwrap();
+    drop(disk);
+    chain.reopen(over("base")).unwrap();
+    assert_eq!(chain.names().len(), 3, "{:?}", chain.names());
+    tool("qemu-img", &["check", "-q", "-f", "qcow2", &path]);
+}

@@ -76,3 +76,24 @@ fn options_that_make_no_sense_fail_the_job() {
     });
     assert_eq!(start(&graph, "c0".into(), image).unwrap_err().kind(), ErrorKind::AlreadyExists);
 }
+
+#[test]
+fn an_image_that_was_opened_to_hold_another_is_closed_in_order() {
+    if !crate::testing::have_tool("qemu-img") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outer").display().to_string();
+    let qemu_img = |arguments: &[&str]| {
+        crate::testing::tool("qemu-img", &[arguments, &[path.as_str()]].concat())
+    };
+    qemu_img(&["create", "-q", "-f", "qcow2", "-o", "size=16M,lazy_refcounts=on"]);
+    let executor = Executor::new(Clock::real()).unwrap();
+    let graph = BlockGraph::new(executor.clone());
+    let file = serde_json::json!({"driver": "file", "filename": path});
+    let outer = serde_json::json!({"driver": "qcow2", "file": file});
+    let inner = serde_json::json!({"driver": "qcow2", "file": outer, "size": 1 << 20});
+    assert_eq!(make(&graph, &executor, inner).error, None);
+    assert!(graph.nodes().is_empty());
+    qemu_img(&["check", "-q"]);
+}

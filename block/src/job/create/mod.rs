@@ -101,9 +101,27 @@ async fn create_file(graph: &BlockGraph, options: &CreateFile) -> Result<()> {
 }
 
 async fn create_qcow2(graph: &BlockGraph, options: &CreateQcow2) -> Result<()> {
-    let image = container(graph, &options.file, ChildRole::File).await?;
+    let mut opened = Vec::new();
+    let result = create_in(graph, options, &mut opened).await;
+    // An image that the new one is in must be left as the next program likes to find it.
+    for node in opened.into_iter().rev() {
+        let closed = graph.close(node).await;
+        if result.is_ok() {
+            closed?;
+        }
+    }
+    result
+}
+
+/// Makes the image in the nodes that the options name, or that are opened for this.
+async fn create_in(
+    graph: &BlockGraph,
+    options: &CreateQcow2,
+    opened: &mut Vec<BlockNode>,
+) -> Result<()> {
+    let image = container(graph, &options.file, ChildRole::File, opened).await?;
     let data = match &options.data_file {
-        Some(data) => Some(container(graph, data, ChildRole::Data).await?),
+        Some(data) => Some(container(graph, data, ChildRole::Data, opened).await?),
         None => None,
     };
     let data_name = data.as_ref().and_then(|data| data.node().filename());
@@ -111,13 +129,19 @@ async fn create_qcow2(graph: &BlockGraph, options: &CreateQcow2) -> Result<()> {
 }
 
 /// The node that is to hold the image, with nobody else on it.
-async fn container(graph: &BlockGraph, node: &BlockdevRef, role: ChildRole) -> Result<Edge> {
+async fn container(
+    graph: &BlockGraph,
+    node: &BlockdevRef,
+    role: ChildRole,
+    opened: &mut Vec<BlockNode>,
+) -> Result<Edge> {
     let node: BlockNode = match node {
         BlockdevRef::Name(name) => graph.device_or_node(name)?,
         BlockdevRef::Nested(options) => {
             let node = graph.open(options).await?;
-            // It goes when the edge does.
+            // It goes with the job, however that ends.
             graph.disown(&node);
+            opened.push(node.clone());
             node
         }
     };
