@@ -113,7 +113,7 @@ impl Target {
             let path = self.path.display();
             return Err(CliError::Failed(format!("the path {path} is not UTF-8; rename it")));
         };
-        let file = FileOptions { filename, locking: None, aio: None };
+        let file = FileOptions { filename, locking: None, aio: None, aio_max_batch: None };
         loop {
             self.node = free_name(client)?;
             let options = node_options(args, &self.node, file.clone(), is_device);

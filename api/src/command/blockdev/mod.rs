@@ -50,6 +50,8 @@ enumeration! {
     pub enum Aio {
         /// A pool of threads.
         Threads = "threads",
+        /// Linux AIO; served by io_uring as well.
+        Native = "native",
         /// io_uring.
         IoUring = "io_uring",
     }
@@ -127,6 +129,8 @@ object! {
         locking: Option<OnOffAuto> = "locking",
         /// How requests reach the kernel (default: the best that works).
         aio: Option<Aio> = "aio",
+        /// Most requests in one batch of Linux AIO (default 0: no limit of its own).
+        aio_max_batch: Option<i64> = "aio-max-batch",
     }
 }
 
