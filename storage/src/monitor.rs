@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::io::ErrorKind as IoErrorKind;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -53,27 +53,11 @@ impl Listener {
     /// # Errors
     /// The path is in use or cannot be made.
     pub fn bind(path: &Path) -> Result<Listener> {
-        let name = path.display();
-        if UnixStream::connect(path).is_ok() {
-            let context =
-                format!("--qmp {name}: another process listens there; choose another path");
-            return Err(Error::new(ErrorKind::Config, context));
-        }
-        let is_socket = |path: &Path| {
-            use std::os::unix::fs::FileTypeExt;
-            path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket())
-        };
-        if is_socket(path) {
-            std::fs::remove_file(path)
-                .map_err(|e| Error::host(&format!("replace the socket {name}"), &e))?;
-        }
-        let socket = UnixListener::bind(path)
-            .map_err(|e| Error::host(&format!("listen for QMP clients at {name}"), &e))?;
-        let name_in_use = SocketName::bound(path);
-        socket
-            .set_nonblocking(true)
-            .map_err(|e| Error::host(&format!("listen for QMP clients at {name}"), &e))?;
-        Ok(Listener { socket, name: name_in_use })
+        let (socket, name) = SocketName::listen(path).map_err(|e| {
+            let context = format!("cannot listen for QMP clients at {}: {e}", path.display());
+            Error::new(ErrorKind::Config, context)
+        })?;
+        Ok(Listener { socket, name })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::io::Write;
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 
 use ferry_api::{Command, LocalBoxFuture, QmpError, interface};
 use ferry_block::{Clock, within};

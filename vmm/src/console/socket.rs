@@ -1,6 +1,6 @@
 //! A Unix socket as serial cable: whoever connects is plugged in, one at a time.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -28,10 +28,7 @@ impl Listener {
             let context = format!("cannot listen for the serial port at {}", path.display());
             Error::because(ErrorKind::Config, context, e)
         };
-        remove_stale(path).map_err(failed)?;
-        let socket = UnixListener::bind(path).map_err(failed)?;
-        let name = SocketName::bound(path);
-        socket.set_nonblocking(true).map_err(failed)?;
+        let (socket, name) = SocketName::listen(path).map_err(failed)?;
         Ok(Listener { socket, path: path.to_owned(), _name: Some(name) })
     }
 
@@ -77,15 +74,4 @@ fn plug(client: &UnixStream, cable: &Cable, serial: &SharedSerial) -> io::Result
     cable.output.set(Some(sink.as_raw_fd()));
     lock(serial).set_sink(Box::new(sink));
     Ok(File::from(OwnedFd::from(client.try_clone()?)))
-}
-
-/// A socket that nobody listens at is left over from a process that died.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    let refused = |e: io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
-    if is_socket && UnixStream::connect(path).err().is_some_and(refused) {
-        fs::remove_file(path)?;
-    }
-    Ok(())
 }

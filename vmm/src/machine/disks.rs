@@ -127,7 +127,9 @@ async fn open_image(disk: &DiskConfig, active: bool, graph: &BlockHandle) -> Res
     });
     let shows = opened.await.and_then(|opened| opened).map_err(|e| {
         let (id, hint) = (&disk.id, hint(e.kind()));
-        Error::new(ErrorKind::Config, format!("disk '{id}' cannot be used: {e}{hint}"))
+        // Not every refusal names the file itself.
+        let place = if e.to_string().contains(path) { "" } else { &format!(" ({path})") };
+        Error::new(ErrorKind::Config, format!("disk '{id}'{place} cannot be used: {e}{hint}"))
     })?;
     if let Some(format) = shows {
         tracing::warn!("{}", mistakable(disk, format));
