@@ -169,7 +169,7 @@ fn an_overlay_names_the_window_of_a_file_that_it_lies_over() {
             "--blockdev=driver=file,node-name=f0,filename=DIR/disk.raw",
             "--blockdev=driver=raw,node-name=r0,file=f0,offset=65536,size=131072",
         ])?;
-        let bytes: Vec<u8> = (0..1 << 20).map(|at: u32| (at >> 12) as u8).collect();
+        let bytes: Vec<u8> = (0..=u8::MAX).flat_map(|page| [page; 4096]).collect();
         std::fs::write(daemon.path("disk.raw"), bytes)?;
         let overlay = daemon.path("o.qcow2");
         let snapshot =
