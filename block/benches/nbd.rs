@@ -90,7 +90,8 @@ fn serve(socket: &str, file: &str) -> Result<()> {
     options.node_name = Some("disk".to_owned());
     executor.block_on(graph.open(&options))?;
     let address = SocketAddress::unix(socket);
-    let server = executor.block_on(Server::start(&graph, ServerOptions::new(address)))?;
+    let server = executor.block_on(Server::bind(&graph, ServerOptions::new(address)))?;
+    server.open();
     let export = ExportOptions {
         name: Some(String::new()),
         writable: true,

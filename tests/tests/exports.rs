@@ -1,6 +1,8 @@
 //! Exports that come and go while jobs work on their disks, and snapshots under a job: `ferry storage` and
 //! `qemu-storage-daemon` do the same.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 use std::time::Duration;
 
@@ -251,6 +253,33 @@ fn a_disk_that_grew_where_it_is_kept_grows_here() {
             io(&here, "disk", &["write -P 2 3M 64k", "read -P 2 3M 64k", "read -P 1 0 64k"])?;
             io(&kept, "disk", &["read -P 2 3M 64k", "read -P 1 0 64k"])?;
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn who_connects_while_the_daemon_starts_finds_every_export() {
+    need::test(&[], || {
+        const EXPORTS: usize = 300;
+        let mut options = OPTIONS[..2].to_vec();
+        let exports: Vec<String> = (0..EXPORTS)
+            .map(|number| format!("--export=nbd,id=e{number},node-name=f0,name={number:04}"))
+            .collect();
+        options.extend(exports.iter().map(String::as_str));
+        let daemon = Daemon::ferry(&options)?;
+        let mut client = time::poll("the NBD server", LIMIT, || {
+            Ok(UnixStream::connect(daemon.path("nbd")).ok())
+        })?;
+        // NBD_FLAG_C_FIXED_NEWSTYLE, then NBD_OPT_GO for the last export, with no information requests.
+        client.write_all(&1_u32.to_be_bytes())?;
+        client.write_all(b"IHAVEOPT")?;
+        client.write_all(&[7, 10, 4].map(u32::to_be_bytes).concat())?;
+        client.write_all(format!("{:04}\0\0", EXPORTS - 1).as_bytes())?;
+        let mut said = [0; 18 + 8 + 8];
+        client.set_read_timeout(Some(LIMIT))?;
+        client.read_exact(&mut said)?;
+        // NBD_REP_INFO, not an error.
+        ensure!(said[18 + 12..] == [0, 0, 0, 3], "{said:?}");
         Ok(())
     });
 }

@@ -59,10 +59,11 @@ impl Storage {
     pub(super) async fn nbd_server_start(&self, arguments: NbdServerStart) -> Result<()> {
         let NbdServerStart { addr, tls_creds, max_connections } = arguments;
         let addr = SocketAddress::from(addr);
-        self.nbd_server(NbdServerOptions { addr, tls_creds, max_connections }).await
+        self.nbd_server(NbdServerOptions { addr, tls_creds, max_connections }).await?;
+        self.open_nbd_server().await
     }
 
-    /// Listens for NBD clients, with TLS if credentials are named.
+    /// Listens for NBD clients, with TLS if credentials are named. They wait until it is opened.
     pub(crate) async fn nbd_server(&self, options: NbdServerOptions) -> Result<()> {
         let address = carry_over(&options.addr)?;
         let tls = options.tls_creds;
@@ -78,11 +79,20 @@ impl Storage {
                 None => None,
             };
             let options = ServerOptions { address, tls, max_connections };
-            let server = Server::start(&graph, options).await?;
+            let server = Server::bind(&graph, options).await?;
             slot.0.replace(Some(server));
             Ok(())
         };
         self.on_graph(start).await
+    }
+
+    /// Serves the clients of the NBD server.
+    pub(crate) async fn open_nbd_server(&self) -> Result<()> {
+        let open = |graph: BlockGraph| async move {
+            NbdServer::of(&graph)?.open();
+            Ok(())
+        };
+        self.on_graph(open).await
     }
 
     /// `nbd-server-stop`

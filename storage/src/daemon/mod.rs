@@ -164,12 +164,17 @@ impl Daemon {
             let what = format!("--blockdev {}", node.node_name.as_deref().unwrap_or_default());
             self.storage.blockdev_add(node).await.map_err(refused(&what))?;
         }
+        let serves_nbd = plan.nbd_server.is_some();
         if let Some(server) = plan.nbd_server {
             self.storage.nbd_server(server).await.map_err(refused("--nbd-server"))?;
         }
         for export in plan.exports {
             let what = format!("--export {}", export.id);
             self.storage.block_export_add(export).await.map_err(refused(&what))?;
+        }
+        // Who waits for the socket to be there connects at once, and asks for what comes last.
+        if serves_nbd {
+            self.storage.open_nbd_server().await.map_err(refused("--nbd-server"))?;
         }
         for monitor in monitors {
             match monitor {

@@ -102,13 +102,16 @@ struct Inner {
     clients: Cell<usize>,
     stopping: Cell<bool>,
     listening: Cell<bool>,
-    /// A client came or left, or the server stops.
+    /// Whether clients that connect are served yet.
+    open: Cell<bool>,
+    /// A client came or left, or the server opens or stops.
     changed: Notify,
 }
 
 impl Server {
-    /// Listens. TLS credentials must be those of a server.
-    pub async fn start(graph: &BlockGraph, options: ServerOptions) -> Result<Server> {
+    /// Listens, but lets clients wait until it is [opened](Server::open): whoever connects sees all exports that
+    /// were added before. TLS credentials must be those of a server.
+    pub async fn bind(graph: &BlockGraph, options: ServerOptions) -> Result<Server> {
         if let Some(tls) = &options.tls
             && tls.endpoint() != TlsEndpoint::Server
         {
@@ -127,6 +130,7 @@ impl Server {
             clients: Cell::new(0),
             stopping: Cell::new(false),
             listening: Cell::new(true),
+            open: Cell::new(false),
             changed: Notify::new(),
         }));
         let this = server.clone();
@@ -136,6 +140,12 @@ impl Server {
             this.0.changed.notify_all();
         }));
         Ok(server)
+    }
+
+    /// Serves whoever connects or has connected.
+    pub fn open(&self) {
+        self.0.open.set(true);
+        self.0.changed.notify_all();
     }
 
     /// Where it listens: with the port that the host chose, if it was asked to.
@@ -202,7 +212,8 @@ impl Server {
     async fn listen(&self, listener: Listener) {
         let inner = &self.0;
         loop {
-            let may_come = || inner.stopping.get() || inner.clients.get() < inner.max_connections;
+            let has_room = || inner.open.get() && inner.clients.get() < inner.max_connections;
+            let may_come = || inner.stopping.get() || has_room();
             inner.changed.wait_until(may_come).await;
             let stop = inner.changed.wait_until(|| inner.stopping.get());
             match race(listener.accept(), stop).await {

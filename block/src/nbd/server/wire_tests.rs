@@ -215,7 +215,8 @@ fn converse_with(faults: &[Fault], test: impl FnOnce(&Path) + Send + 'static) ->
         let zeroes = NullDriver::new(executor.clone(), 64 << 20, true, Duration::ZERO);
         graph.add(Some("long"), zeroes, NodeOptions::default()).await.unwrap();
         let address = SocketAddress::unix(socket.to_str().unwrap());
-        let server = Server::start(&graph, ServerOptions::new(address)).await.unwrap();
+        let server = Server::bind(&graph, ServerOptions::new(address)).await.unwrap();
+        server.open();
         for name in ["rw", "ro", "wt"] {
             let (writable, writethrough) = (name != "ro", name == "wt");
             let plain = ExportOptions::new(format!("export {name}"), "disk");

@@ -36,7 +36,8 @@ fn with_disk(test: impl AsyncFnOnce(&SimDisk, &BlockNode)) {
     executor.block_on(async {
         let disk = SimDisk::new(&executor, SimOptions::new(LEN, 3));
         graph.add(Some("disk"), disk.clone(), NodeOptions::default()).await.unwrap();
-        let server = Server::start(&graph, ServerOptions::new(address.clone())).await.unwrap();
+        let server = Server::bind(&graph, ServerOptions::new(address.clone())).await.unwrap();
+        server.open();
         let options = ExportOptions { writable: true, ..ExportOptions::new("export", "disk") };
         server.add(options).await.unwrap();
         test(&disk, &connect(&graph, address).await).await;

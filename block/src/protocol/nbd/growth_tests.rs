@@ -43,7 +43,8 @@ impl Rig {
     }
 
     async fn serve(&self) -> (Server, Rc<Export>) {
-        let server = Server::start(&self.graph, ServerOptions::new(self.address())).await.unwrap();
+        let server = Server::bind(&self.graph, ServerOptions::new(self.address())).await.unwrap();
+        server.open();
         let options = ExportOptions { writable: true, ..ExportOptions::new("export", "disk") };
         let export = server.add(options).await.unwrap();
         (server, export)

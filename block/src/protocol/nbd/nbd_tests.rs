@@ -38,7 +38,9 @@ impl Rig {
     }
 
     async fn serve(&self) -> Server {
-        Server::start(&self.graph, ServerOptions::new(self.address())).await.unwrap()
+        let server = Server::bind(&self.graph, ServerOptions::new(self.address())).await.unwrap();
+        server.open();
+        server
     }
 
     async fn export(&self, server: &Server) -> Rc<Export> {

@@ -223,7 +223,8 @@ fn with_server(disk: &str, address: SocketAddress, tls: Option<&str>, test: impl
             let creds = TlsCredsOptions { dir, endpoint, verify_peer: true };
             options.tls = Some(Rc::new(TlsCreds::load(graph.executor(), &creds).await?));
         }
-        let server = Server::start(&graph, options).await?;
+        let server = Server::bind(&graph, options).await?;
+        server.open();
         let export = ExportOptions {
             writable: true,
             allocation_depth: true,

@@ -137,7 +137,8 @@ fn said_by_server(turns: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         disk.fill(0, &[0xa5; EXPORT]);
         graph.add(Some("disk"), disk, NodeOptions::default()).await.expect("a new graph");
         let options = ServerOptions::new(SocketAddress::unix(folder.socket()));
-        let server = Server::start(&graph, options).await.expect("a new socket");
+        let server = Server::bind(&graph, options).await.expect("a new socket");
+        server.open();
         let export = ExportOptions::new("export", "disk");
         let export = ExportOptions { writable: true, allocation_depth: true, ..export };
         server.add(export).await.expect("a new export");

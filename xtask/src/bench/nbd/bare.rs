@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -16,22 +16,22 @@ use ferry_tests::time;
 use tempfile::TempDir;
 
 const SOCKET: &str = "nbd";
-const GREETING: &[u8; 16] = b"NBDMAGICIHAVEOPT";
+pub(super) const GREETING: &[u8; 16] = b"NBDMAGICIHAVEOPT";
 /// `NBD_FLAG_FIXED_NEWSTYLE` and `NBD_FLAG_NO_ZEROES`.
-const HANDSHAKE_FLAGS: u16 = 3;
-const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const OPT_GO: u32 = 7;
-const REP_ACK: u32 = 1;
-const REP_INFO: u32 = 3;
+pub(super) const HANDSHAKE_FLAGS: u16 = 3;
+pub(super) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub(super) const OPT_GO: u32 = 7;
+pub(super) const REP_ACK: u32 = 1;
+pub(super) const REP_INFO: u32 = 3;
 const REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 /// `NBD_FLAG_HAS_FLAGS`.
 const EXPORT_FLAGS: u16 = 1;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-const REPLY_MAGIC: u32 = 0x6744_6698;
+pub(super) const REQUEST_MAGIC: u32 = 0x2560_9513;
+pub(super) const REPLY_MAGIC: u32 = 0x6744_6698;
 const REQUEST_LEN: usize = 28;
-const CMD_READ: u16 = 0;
-const CMD_WRITE: u16 = 1;
-const CMD_DISC: u16 = 2;
+pub(super) const CMD_READ: u16 = 0;
+pub(super) const CMD_WRITE: u16 = 1;
+pub(super) const CMD_DISC: u16 = 2;
 /// What is received at once, bytes: 32 writes of 4 KiB and more.
 const BUFFER: usize = 256 << 10;
 
@@ -39,7 +39,8 @@ const BUFFER: usize = 256 << 10;
 pub(super) struct Bare {
     folder: TempDir,
     ending: Arc<AtomicBool>,
-    thread: JoinHandle<Result<()>>,
+    /// The seconds of processor time that it took.
+    thread: JoinHandle<Result<f64>>,
 }
 
 impl Bare {
@@ -57,23 +58,32 @@ impl Bare {
                 }
                 serve(&stream?, &file)?;
             }
-            Ok(())
+            processor_time()
         });
         Ok(Bare { folder, ending, thread })
     }
 
     /// Where clients find it.
-    pub(super) fn uri(&self) -> String {
-        format!("nbd+unix:///?socket={}", self.folder.path().join(SOCKET).display())
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.path().join(SOCKET)
     }
 
-    /// Ends, after the clients that it has; the error that one of them met.
-    pub(super) fn end(self) -> Result<()> {
+    /// Ends, after the clients that it has: the seconds of processor time that it took, or the error that
+    /// one of them met.
+    pub(super) fn end(self) -> Result<f64> {
         self.ending.store(true, Ordering::Relaxed);
         // Only to wake it. Where that fails it has ended with an error.
-        UnixStream::connect(self.folder.path().join(SOCKET)).ok();
+        UnixStream::connect(self.socket()).ok();
         self.thread.join().ok().context("the bare server has panicked")?
     }
+}
+
+/// What this thread took so far, seconds.
+fn processor_time() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    // Documentation/scheduler/sched-stats.rst: the first field is the time on a processor, ns.
+    let ns = text.split_ascii_whitespace().next().context("schedstat is empty")?;
+    Ok(ns.parse::<f64>()? / 1e9)
 }
 
 fn serve(stream: &UnixStream, file: &File) -> Result<()> {
@@ -153,14 +163,14 @@ fn bytes<const N: usize>(input: &mut impl Read) -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn u16(input: &mut impl Read) -> Result<u16> {
+pub(super) fn u16(input: &mut impl Read) -> Result<u16> {
     bytes(input).map(u16::from_be_bytes)
 }
 
-fn u32(input: &mut impl Read) -> Result<u32> {
+pub(super) fn u32(input: &mut impl Read) -> Result<u32> {
     bytes(input).map(u32::from_be_bytes)
 }
 
-fn u64(input: &mut impl Read) -> Result<u64> {
+pub(super) fn u64(input: &mut impl Read) -> Result<u64> {
     bytes(input).map(u64::from_be_bytes)
 }

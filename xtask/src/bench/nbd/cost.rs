@@ -6,15 +6,17 @@ use anyhow::Result;
 use ferry_tests::{binary, command, image};
 
 use super::server::{Image, Program, Server};
-use super::{Content, FILE_BYTES, Load, ROUNDS, make, run};
+use super::{Client, Content, FILE_BYTES, Load, ROUNDS, make, run};
 use crate::bench::disk::bare_file;
 use crate::bench::table::{Better, Pair, Table};
 use crate::bench::{Bench, median};
 
 const BITMAPS: usize = 8;
-const LOADS: [Load; 2] = [
-    Load { rw: "randread", bytes: 4096, depth: 32 },
-    Load { rw: "randwrite", bytes: 4096, depth: 32 },
+const LOADS: [Load; 4] = [
+    Load { rw: "randread", bytes: 4096, depth: 32, client: Client::Fio },
+    Load { rw: "randread", bytes: 4096, depth: 32, client: Client::Batching },
+    Load { rw: "randwrite", bytes: 4096, depth: 32, client: Client::Fio },
+    Load { rw: "randwrite", bytes: 4096, depth: 32, client: Client::Batching },
 ];
 
 /// Past the page cache on a disk, against fio with io_uring on a bare file there.
@@ -46,7 +48,7 @@ pub(super) fn direct(bench: &Bench<'_>, table: &mut Table, folder: &Path) -> Res
 
 /// Writes to an image with eight bitmaps that record, against the same image without.
 pub(super) fn bitmaps(bench: &Bench<'_>, table: &mut Table, folder: &Path) -> Result<()> {
-    let load = Load { rw: "randwrite", bytes: 4096, depth: 32 };
+    let load = Load { rw: "randwrite", bytes: 4096, depth: 32, client: Client::Batching };
     let row = format!("nbd qcow2 {} with {BITMAPS} bitmaps to none", load.name());
     if !bench.wanted.row(&row) {
         return Ok(());

@@ -2,6 +2,7 @@
 //! and to a bare loop over a raw file as the limit.
 
 mod bare;
+mod batching;
 mod cost;
 mod server;
 
@@ -31,16 +32,28 @@ struct Load {
     rw: &'static str,
     bytes: u64,
     depth: u64,
+    client: Client,
 }
 
-const RANDOM: [Load; 4] = [
-    Load { rw: "randread", bytes: 4096, depth: 1 },
-    Load { rw: "randread", bytes: 4096, depth: 32 },
-    Load { rw: "randwrite", bytes: 4096, depth: 1 },
-    Load { rw: "randwrite", bytes: 4096, depth: 32 },
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Client {
+    Fio,
+    /// A client that holds no server up.
+    Batching,
+}
+
+/// What is asked for on tmpfs: the pattern, bytes of a request, requests under way.
+const LOADS: [Load; 8] = [
+    Load { rw: "randread", bytes: 4096, depth: 1, client: Client::Fio },
+    Load { rw: "randread", bytes: 4096, depth: 32, client: Client::Fio },
+    Load { rw: "randread", bytes: 4096, depth: 32, client: Client::Batching },
+    Load { rw: "randwrite", bytes: 4096, depth: 1, client: Client::Fio },
+    Load { rw: "randwrite", bytes: 4096, depth: 32, client: Client::Fio },
+    Load { rw: "randwrite", bytes: 4096, depth: 32, client: Client::Batching },
+    Load { rw: "read", bytes: 1 << 20, depth: 8, client: Client::Fio },
+    Load { rw: "write", bytes: 1 << 20, depth: 8, client: Client::Fio },
 ];
-const SEQUENTIAL: [Load; 2] =
-    [Load { rw: "read", bytes: 1 << 20, depth: 8 }, Load { rw: "write", bytes: 1 << 20, depth: 8 }];
 
 /// What the disk under the servers holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -76,13 +89,12 @@ struct Figures {
 pub(super) fn measure(bench: &Bench<'_>, table: &mut Table, disk: &Path) -> Result<()> {
     let ferry = Program::Ferry(binary::ferry()?);
     let folder = tempfile::Builder::new().prefix("bench").tempdir_in("/dev/shm")?;
-    let loads = || RANDOM.into_iter().chain(SEQUENTIAL);
-    for (peer, name) in [(Program::Qemu, "QEMU"), (Program::Nbdkit, "nbdkit")] {
+    for peer in [Program::Qemu, Program::Nbdkit] {
         for content in [Content::Raw, Content::Allocated, Content::Fresh] {
             let served = peer != Program::Nbdkit || content == Content::Raw;
             let fitting = |load: &Load| content != Content::Fresh || load.rw.contains("write");
-            for load in loads().filter(fitting).filter(|_| served) {
-                let row = format!("nbd {} {} to {name}", content.name(), load.name());
+            for load in LOADS.into_iter().filter(fitting).filter(|_| served) {
+                let row = format!("nbd {} {} to {}", content.name(), load.name(), peer.name());
                 if bench.wanted.row(&row) {
                     let programs = [&ferry, &peer];
                     compare(bench, table, &row, programs, content, load, folder.path())?;
@@ -96,7 +108,16 @@ pub(super) fn measure(bench: &Bench<'_>, table: &mut Table, disk: &Path) -> Resu
 
 impl Load {
     fn name(self) -> String {
-        format!("{} {} KiB, depth {}", self.rw, self.bytes >> 10, self.depth)
+        let client = if self.client == Client::Batching { ", batched" } else { "" };
+        format!("{} {} KiB, depth {}{client}", self.rw, self.bytes >> 10, self.depth)
+    }
+
+    /// What a client gets: requests or MiB a second, and how many requests in all.
+    fn ask(self, socket: &Path, seconds: u64) -> Result<(f64, f64)> {
+        match self.client {
+            Client::Fio => fio(socket, self, seconds),
+            Client::Batching => batching::run(socket, self, seconds),
+        }
     }
 }
 
@@ -114,7 +135,7 @@ fn compare(
         make(&path, content)?;
         image::filled(&raw, FILE_BYTES)?;
     }
-    let (mut rounds, mut limits) = (Vec::<[Figures; 2]>::new(), Vec::new());
+    let (mut rounds, mut limits) = (Vec::<[Figures; 2]>::new(), Vec::<Figures>::new());
     for _ in 0..ROUNDS {
         let [ferry, peer] = programs.map(|program| {
             if content == Content::Fresh {
@@ -140,12 +161,14 @@ fn compare(
         rounds.iter().map(|round| round.each_ref().map(of)).collect()
     };
     let unit = if load.bytes < 1 << 20 { "IOPS" } else { "MiB/s" };
+    let limit = |of: fn(&Figures) -> f64| Some(median(limits.iter().map(of).collect()));
     let rates = pairs(|figures| figures.rate);
-    table.row(row, unit, Better::Larger, rates, Some(median(limits)));
+    table.row(row, unit, Better::Larger, rates, limit(|figures| figures.rate));
     let cpu = pairs(|figures| figures.cpu_us);
     let middle = median(cpu.iter().map(|[ferry, _]| *ferry).collect());
     if middle > 0.0 {
-        table.row(&format!("{row}: CPU"), "us/op", Better::Smaller, cpu, None);
+        let limit = limit(|figures| figures.cpu_us);
+        table.row(&format!("{row}: CPU"), "us/op", Better::Smaller, cpu, limit);
     }
     Ok(())
 }
@@ -168,24 +191,26 @@ pub(super) fn make(path: &Path, content: Content) -> Result<()> {
 
 fn run(server: &Server, load: Load, seconds: u64) -> Result<Figures> {
     let before = server.cpu()?;
-    let (rate, done) = fio(&server.uri(), load, seconds)?;
+    let (rate, done) = load
+        .ask(&server.socket(), seconds)
+        .with_context(|| format!("{} as the server", server.name()))?;
     let cpu = server.cpu()? - before;
     Ok(Figures { rate, cpu_us: cpu * 1e6 / done })
 }
 
-/// The rate of a bare loop over a raw file.
-fn limit(path: &Path, load: Load, seconds: u64) -> Result<f64> {
+/// A bare loop over a raw file.
+fn limit(path: &Path, load: Load, seconds: u64) -> Result<Figures> {
     let server = Bare::start(path)?;
-    let (rate, _) = fio(&server.uri(), load, seconds)?;
-    server.end()?;
-    Ok(rate)
+    let (rate, done) =
+        load.ask(&server.socket(), seconds).context("the bare loop as the server")?;
+    Ok(Figures { rate, cpu_us: server.end()? * 1e6 / done })
 }
 
-/// What a client gets: requests or MiB a second, and how many requests in all.
-fn fio(uri: &str, load: Load, seconds: u64) -> Result<(f64, f64)> {
+fn fio(socket: &Path, load: Load, seconds: u64) -> Result<(f64, f64)> {
     let mut fio = command::program("fio", "fio")?;
     fio.args(["--name=load", "--ioengine=nbd", "--time_based", "--output-format=json"]);
-    fio.args(["--norandommap", "--randrepeat=0"]).arg(format!("--uri={uri}"));
+    fio.args(["--norandommap", "--randrepeat=0"]);
+    fio.arg(format!("--uri=nbd+unix:///?socket={}", socket.display()));
     fio.arg(format!("--rw={}", load.rw)).arg(format!("--bs={}", load.bytes));
     fio.arg(format!("--iodepth={}", load.depth)).arg(format!("--runtime={seconds}"));
     let said = command::output(&mut fio)?;

@@ -24,6 +24,17 @@ pub(super) enum Program {
     Nbdkit,
 }
 
+impl Program {
+    /// What it is called in the table and in messages.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Program::Ferry(_) => "ferry",
+            Program::Qemu => "QEMU",
+            Program::Nbdkit => "nbdkit",
+        }
+    }
+}
+
 /// What is served.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Image<'a> {
@@ -37,6 +48,7 @@ pub(super) struct Image<'a> {
 
 /// A running server; killed when it goes out of scope.
 pub(super) struct Server {
+    name: &'static str,
     child: Child,
     folder: TempDir,
 }
@@ -65,7 +77,7 @@ impl Server {
         };
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
         let child = child.spawn().with_context(|| format!("cannot start {program:?}"))?;
-        let mut server = Server { child, folder };
+        let mut server = Server { name: program.name(), child, folder };
         time::poll("the NBD socket", LIMIT, || {
             if let Some(status) = server.child.try_wait()? {
                 bail!("{program:?} ended with {status}");
@@ -75,9 +87,14 @@ impl Server {
         Ok(server)
     }
 
+    /// What it is called in messages.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Where clients find the image.
-    pub(super) fn uri(&self) -> String {
-        format!("nbd+unix:///?socket={}", self.folder.path().join("nbd").display())
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.path().join("nbd")
     }
 
     /// Processor time so far, seconds.
