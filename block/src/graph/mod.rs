@@ -121,6 +121,7 @@ impl BlockGraph {
         let node = BlockNode::new(name, Box::new(driver), options, self.0.executor.clone());
         for edge in node.children() {
             edge.0.parent.replace(Parent::Node(Rc::downgrade(&node.0)));
+            edge.node().meet_parent(&node);
         }
         self.0.nodes.borrow_mut().push(Rc::downgrade(&node.0));
         if options.active {

@@ -7,6 +7,7 @@
 mod align;
 mod attached;
 mod offload;
+mod origin;
 mod stats;
 mod stored;
 
@@ -24,6 +25,7 @@ use crate::open::{DetectZeroes, DiscardMode};
 use crate::ranges::RangeLocks;
 
 pub use attached::{AttachedBitmap, BitmapUse};
+pub(crate) use origin::Origin;
 pub use stats::{BlockStats, OpStats};
 pub(crate) use stats::{Counters, OpKind};
 
@@ -75,6 +77,7 @@ pub(crate) struct NodeInner {
     executor: Executor,
     counters: Counters,
     bitmaps: RefCell<Vec<Rc<AttachedBitmap>>>,
+    origin: RefCell<Option<Rc<Origin>>>,
     /// Writes under way, when the driver's alignment makes read-modify-write possible.
     writes: RangeLocks,
 }
@@ -98,6 +101,7 @@ impl BlockNode {
             executor,
             counters: Counters::default(),
             bitmaps: RefCell::default(),
+            origin: RefCell::default(),
             writes: RangeLocks::new(),
         }))
     }

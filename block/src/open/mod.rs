@@ -11,7 +11,7 @@ use crate::driver::{BlockDriver, LocalBoxFuture};
 use crate::edge::ChildRole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
-use crate::node::{BlockNode, NodeOptions};
+use crate::node::{BlockNode, NodeOptions, Origin};
 
 use above::Above;
 
@@ -65,11 +65,16 @@ impl Opening<'_> {
         match child {
             BlockdevRef::Name(name) => self.graph.device_or_node(name),
             BlockdevRef::Nested(options) if self.depth < MAX_DEPTH => {
-                let options = options.inherited_as(role, self.options);
+                let given = BlockdevOptions::clone(options);
+                let options = given.inherited_as(role, self.options);
                 let (graph, depth) = (self.graph.clone(), self.depth + 1);
                 let above = self.above.clone();
                 // A task of its own: a long chain must not use up the stack.
-                let opening = async move { graph.open_at(options, depth, above, false).await };
+                let opening = async move {
+                    let node = graph.open_at(options.clone(), depth, above, false).await?;
+                    node.set_origin(Origin::new(given, options));
+                    Ok(node)
+                };
                 self.graph.executor().spawn(opening).await
             }
             BlockdevRef::Nested(_) => {

@@ -116,7 +116,7 @@ impl DriverOptions {
     }
 
     /// The members that name or describe nodes below, and what these are to the node.
-    fn children(&mut self) -> Vec<(&mut BlockdevRef, ChildRole)> {
+    pub(crate) fn children(&mut self) -> Vec<(&mut BlockdevRef, ChildRole)> {
         match self {
             DriverOptions::Blkdebug(own) => vec![(&mut own.image, ChildRole::Filtered)],
             DriverOptions::Compress(own) => vec![(&mut own.file, ChildRole::Filtered)],
@@ -133,8 +133,8 @@ impl DriverOptions {
                 }
                 children
             }
-            DriverOptions::Raw(own) => vec![(&mut own.file, ChildRole::Filtered)],
-            DriverOptions::SnapshotAccess(own) => vec![(&mut own.file, ChildRole::Filtered)],
+            DriverOptions::Raw(own) => vec![(&mut own.file, ChildRole::File)],
+            DriverOptions::SnapshotAccess(own) => vec![(&mut own.file, ChildRole::File)],
             DriverOptions::Throttle(own) => vec![(&mut own.file, ChildRole::Filtered)],
         }
     }
@@ -200,22 +200,6 @@ impl BlockdevOptions {
         BlockdevOptions::raw(BlockdevRef::nested(BlockdevOptions::file(path)))
     }
 
-    /// Takes the descriptions of nodes below out whose name `is_there` accepts, with what they
-    /// inherit, and leaves their names in their places.
-    pub(crate) fn take_named(&mut self, is_there: impl Fn(&str) -> bool) -> Vec<BlockdevOptions> {
-        let parent = self.clone();
-        let mut taken = Vec::new();
-        for (child, role) in self.driver.children() {
-            let BlockdevRef::Nested(options) = &*child else { continue };
-            let Some(name) = options.node_name.clone().filter(|name| is_there(name)) else {
-                continue;
-            };
-            taken.push(options.inherited_as(role, &parent));
-            *child = BlockdevRef::Name(name);
-        }
-        taken
-    }
-
     /// Refuses members that contradict each other.
     pub(super) fn check(&self) -> Result<()> {
         let unmap = self.detect_zeroes == Some(DetectZeroes::Unmap);
@@ -236,7 +220,7 @@ impl BlockdevOptions {
     }
 
     /// What a nested node in that role takes over from its parent unless it says otherwise.
-    pub(super) fn inherited_as(
+    pub(crate) fn inherited_as(
         &self,
         role: ChildRole,
         parent: &BlockdevOptions,

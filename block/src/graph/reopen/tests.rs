@@ -1,9 +1,12 @@
+//! Nodes that get other options while they are in use.
+
 use super::*;
 use crate::backend::BackendKind;
 use crate::bitmap::DirtyBitmap;
 use crate::clock::Clock;
 use crate::driver::WriteFlags;
 use crate::executor::Executor;
+use crate::format::qcow2::BackingRef;
 use crate::node::AttachedBitmap;
 use crate::open::{BlockdevRef, DriverOptions};
 use crate::testing::{have_tool, tool};
@@ -224,25 +227,80 @@ fn no_other_file_takes_the_place_of_one_that_is_in_use() {
     chain.reopen(file(chain.folder.path().join("top").display().to_string())).unwrap();
 }
 
+/// The same for one that has no name of its own, and for one that others may use, too.
+#[test]
+fn no_other_file_is_opened_in_the_place_of_a_child() {
+    let Some(chain) = Chain::new() else { return };
+    let over = |name: &str| {
+        let path = chain.folder.path().join(name).display().to_string();
+        BlockdevOptions {
+            node_name: Some("disk".into()),
+            ..BlockdevOptions::qcow2(BlockdevRef::nested(BlockdevOptions::file(path)))
+        }
+    };
+    chain.executor.block_on(chain.graph.open(&over("top"))).unwrap();
+    let refused = chain.reopen(over("base")).unwrap_err().to_string();
+    assert_eq!(refused, "Cannot change the option 'filename'");
+    chain.reopen(over("top")).unwrap();
+    assert_eq!(chain.names().len(), 2, "{:?}", chain.names());
+    chain.executor.block_on(chain.graph.remove("disk")).unwrap();
+    assert!(chain.names().is_empty());
+    let path = chain.folder.path().join("top").display().to_string();
+    let file = BlockdevOptions { node_name: Some("f".into()), ..BlockdevOptions::file(path) };
+    chain.executor.block_on(chain.graph.open(&file)).unwrap();
+    let image = BlockdevOptions {
+        node_name: Some("disk".into()),
+        ..BlockdevOptions::qcow2(BlockdevRef::Name("f".into()))
+    };
+    chain.executor.block_on(chain.graph.open(&image)).unwrap();
+    let refused = chain.reopen(over("top")).unwrap_err().to_string();
+    assert_eq!(refused, "Cannot change the option 'file.driver'");
+}
+
+#[test]
+fn what_was_opened_with_a_node_becomes_read_only_with_it_and_writable_again() {
+    let Some(chain) = Chain::new() else { return };
+    chain.executor.block_on(chain.graph.open(&chain.top())).unwrap();
+    let named = |read_only: bool| {
+        let mut image = BlockdevOptions { read_only: Some(read_only), ..chain.image("top") };
+        if let DriverOptions::Qcow2(own) = &mut image.driver {
+            own.file = BlockdevRef::Name("top-file".into());
+            own.backing = BackingRef::Node(BlockdevRef::Name("base".into()));
+        }
+        image
+    };
+    let base = chain.graph.node("base").unwrap();
+    for read_only in [true, false, true] {
+        chain.reopen(named(read_only)).unwrap();
+        assert_eq!(chain.is_read_only("top"), read_only);
+        assert_eq!(chain.is_read_only("top-file"), read_only);
+        assert!(chain.graph.node("base").unwrap().is_same(&base), "nothing has changed for it");
+    }
+    // What a child was told itself stays so.
+    let file = chain.image("top").driver;
+    let DriverOptions::Qcow2(image) = file else { panic!() };
+    let BlockdevRef::Nested(file) = image.file else { panic!() };
+    chain.reopen(BlockdevOptions { read_only: Some(true), ..*file }).unwrap();
+    assert_eq!(chain.reopen(named(false)).unwrap_err().kind(), ErrorKind::ReadOnly);
+    assert!(chain.is_read_only("top") && chain.graph.node("top").unwrap().is_active());
+}
+
 /// Its bitmaps would be lost, and refcounts that were put off be wrong.
 #[test]
 fn a_child_that_is_left_behind_is_closed_in_order() {
     let Some(chain) = Chain::new() else { return };
     let path = chain.folder.path().join("top").display().to_string();
     tool("qemu-img", &["amend", "-f", "qcow2", "-o", "lazy_refcounts=on", &path]);
-    let over = |name: &str| BlockdevOptions {
-        node_name: Some("disk".into()),
-        ..BlockdevOptions::raw(BlockdevRef::nested(BlockdevOptions {
-            node_name: None,
-            ..chain.image(name)
-        }))
-    };
-    let disk = chain.executor.block_on(chain.graph.open(&over("top"))).unwrap();
+    let over =
+        |file| BlockdevOptions { node_name: Some("disk".into()), ..BlockdevOptions::raw(file) };
+    let top = BlockdevRef::nested(BlockdevOptions { node_name: None, ..chain.image("top") });
+    chain.executor.block_on(chain.graph.open(&chain.image("base"))).unwrap();
+    let disk = chain.executor.block_on(chain.graph.open(&over(top))).unwrap();
     let root = chain.graph.add_backend(BackendKind::Device, "d", &disk, EdgePerms::READ_WRITE);
     let (root, data) = (root.unwrap(), IoBuf::from_vec(&[7; 512]));
     chain.executor.block_on(root.write(0, data, WriteFlags::NONE)).unwrap();
     drop(disk);
-    chain.reopen(over("base")).unwrap();
+    chain.reopen(over(BlockdevRef::Name("base".into()))).unwrap();
     assert_eq!(chain.names().len(), 3, "{:?}", chain.names());
     tool("qemu-img", &["check", "-q", "-f", "qcow2", &path]);
 }

@@ -5,15 +5,18 @@
 //! ownership, as a migration's destination takes a disk over. Any driver can do that, and until the
 //! last step everything can be taken back.
 
+mod plan;
+
 use std::rc::Rc;
 
 use super::ownership::children_first;
 use super::{BlockGraph, Drained, Edit, perms};
-use crate::edge::{ChildRole, Edge, EdgePerms, PermRule};
+use crate::edge::{Edge, EdgePerms, PermRule};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::qcow2::{BackingRef, Qcow2Driver};
 use crate::node::BlockNode;
-use crate::open::{BlockdevOptions, DriverOptions};
+use crate::open::BlockdevOptions;
+
+use plan::Wanted;
 
 /// An old node that has let go of everything, and how to give it back.
 struct Retired {
@@ -27,18 +30,14 @@ type Held = (Edge, PermRule, EdgePerms);
 
 impl BlockGraph {
     /// Opens each node again with the options given, all of them or none, and with them those nodes
-    /// below that the options describe under the names that they have. Requests wait meanwhile.
+    /// below that were opened together with it and are to change. Requests wait meanwhile.
     ///
     /// # Errors
     /// A node is not there, or the first of them cannot be opened like that. Then everything is as
     /// before, unless an old node cannot be taken back: that is logged, and the node stays inactive.
     pub async fn reopen(&self, options: &[BlockdevOptions]) -> Result<()> {
-        let mut all = Vec::new();
-        for options in options {
-            self.unfold(options.clone(), &mut all);
-        }
-        let nodes = self.to_reopen(&all)?;
-        let (options, nodes) = self.children_before_parents(all, nodes);
+        let wanted = plan::plan(self, options)?;
+        let nodes: Vec<BlockNode> = wanted.iter().map(|wanted| wanted.node.clone()).collect();
         let owned: Vec<bool> = nodes.iter().map(|node| self.is_owned(node)).collect();
         let drained = self.drain_nodes(nodes.clone(), &[]).await;
         let known = self.nodes();
@@ -55,7 +54,7 @@ impl BlockGraph {
             }
         }
         let mut successors = Vec::new();
-        let mut result = self.open_successors(&options, &mut successors).await;
+        let mut result = self.open_successors(&wanted, &mut successors).await;
         result = result.and_then(|()| refuse_cycles(&successors, &nodes));
         let forth = successors
             .iter()
@@ -78,6 +77,7 @@ impl BlockGraph {
             give_back(retired).await;
             return Err(error);
         }
+        succeed(&successors, wanted);
         for ((new, old), owned) in successors.iter().zip(&nodes).zip(owned) {
             hand_over_bitmaps(old, new);
             self.disown(old);
@@ -99,64 +99,6 @@ impl BlockGraph {
         }
     }
 
-    /// Options that describe children by the names that these have mean the children, too: such a
-    /// child is opened again by itself, and its parent's options only name it.
-    fn unfold(&self, mut options: BlockdevOptions, all: &mut Vec<BlockdevOptions>) {
-        let node = options.node_name.as_deref().and_then(|name| self.node(name));
-        let below = node.map(|node| node.children()).unwrap_or_default();
-        let is_child = |name: &str| below.iter().any(|edge| edge.node().name() == name);
-        for child in options.take_named(is_child) {
-            self.unfold(child, all);
-        }
-        all.push(options);
-    }
-
-    /// Orders what is to be reopened so that a node is opened over those that were opened before it.
-    fn children_before_parents(
-        &self,
-        options: Vec<BlockdevOptions>,
-        nodes: Vec<BlockNode>,
-    ) -> (Vec<BlockdevOptions>, Vec<BlockNode>) {
-        let order = children_first(&self.nodes());
-        let mut pairs: Vec<_> = options.into_iter().zip(nodes).collect();
-        pairs.sort_by_key(|(_, node)| order.iter().position(|other| other.is_same(node)));
-        pairs.into_iter().unzip()
-    }
-
-    /// The nodes that are meant, each once.
-    fn to_reopen(&self, options: &[BlockdevOptions]) -> Result<Vec<BlockNode>> {
-        let refuse = |kind, text: String| Err(Error::new(kind, text));
-        let mut nodes: Vec<BlockNode> = Vec::new();
-        for options in options {
-            let Some(name) = &options.node_name else {
-                return refuse(ErrorKind::InvalidArgument, "node-name not specified".to_owned());
-            };
-            let Some(node) = self.node(name) else {
-                let text = format!("Failed to find node with node-name='{name}'");
-                return refuse(ErrorKind::NotFound, text);
-            };
-            if node.format() != options.driver.name() {
-                let text = "Cannot change the option 'driver'".to_owned();
-                return refuse(ErrorKind::InvalidArgument, text);
-            }
-            if let Some(option) = other_storage(&node, options) {
-                let text = format!("Cannot change the option '{option}'");
-                return refuse(ErrorKind::InvalidArgument, text);
-            }
-            // What the image names need not be what is below the node now.
-            if has_backing(&node) && leaves_backing_out(options) {
-                let text = format!("backing is missing for '{name}'");
-                return refuse(ErrorKind::InvalidArgument, text);
-            }
-            if nodes.iter().any(|other| other.is_same(&node)) {
-                let text = format!("Node {name} is to be reopened twice");
-                return refuse(ErrorKind::InvalidArgument, text);
-            }
-            nodes.push(node);
-        }
-        Ok(nodes)
-    }
-
     /// Puts the old nodes where the new ones are.
     fn put_back(&self, successors: &[BlockNode], nodes: &[BlockNode], drained: &Drained) {
         // The new ones may want what the old ones below them do not allow.
@@ -171,13 +113,9 @@ impl BlockGraph {
     }
 
     /// Opens the new nodes, inactive; those that were opened when one fails are in `opened`.
-    async fn open_successors(
-        &self,
-        options: &[BlockdevOptions],
-        opened: &mut Vec<BlockNode>,
-    ) -> Result<()> {
-        for options in options {
-            let mut options = options.clone();
+    async fn open_successors(&self, wanted: &[Wanted], opened: &mut Vec<BlockNode>) -> Result<()> {
+        for wanted in wanted {
+            let mut options = wanted.options.clone();
             options.active = Some(false);
             opened.push(self.open_successor(&options).await?);
         }
@@ -241,25 +179,14 @@ fn refuse_cycles(successors: &[BlockNode], nodes: &[BlockNode]) -> Result<()> {
     Ok(())
 }
 
-/// The option that would put other storage in a node's place. Whoever is above goes on with what it knows of
-/// the old one: an image would write its tables into the wrong file.
-fn other_storage(node: &BlockNode, options: &BlockdevOptions) -> Option<&'static str> {
-    let (option, name) = match &options.driver {
-        DriverOptions::File(own) => ("filename", own.filename.clone()),
-        DriverOptions::Nbd(own) => ("server", own.filename()),
-        _ => return None,
-    };
-    (node.filename().as_deref() != Some(name.as_str())).then_some(option)
-}
-
-/// Whether something is below an image, or the image says so.
-fn has_backing(node: &BlockNode) -> bool {
-    node.children().iter().any(|edge| edge.role() == ChildRole::Backing)
-        || node.driver::<Qcow2Driver>().is_some_and(|image| image.full_backing_file().is_some())
-}
-
-fn leaves_backing_out(options: &BlockdevOptions) -> bool {
-    matches!(&options.driver, DriverOptions::Qcow2(own) if own.backing == BackingRef::FromImage)
+/// The new nodes, and what is below them, belong to whom the old ones belonged to, or to their successors.
+fn succeed(successors: &[BlockNode], wanted: Vec<Wanted>) {
+    for (new, Wanted { node: old, given, options }) in successors.iter().zip(wanted) {
+        new.succeed(&old, given, options);
+        for edge in new.children().into_iter().filter(|edge| edge.node().came_with(&old)) {
+            edge.node().move_to_parent(new);
+        }
+    }
 }
 
 /// Makes everything durable, then gives ownership, locks and permissions up.
@@ -320,5 +247,4 @@ fn hand_over_bitmaps(old: &BlockNode, new: &BlockNode) {
 }
 
 #[cfg(test)]
-#[path = "reopen_tests.rs"]
 mod tests;
