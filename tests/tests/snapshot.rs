@@ -40,6 +40,38 @@ fn qemu_img(arguments: &[&str]) -> Result<String> {
     command::output(program.args(arguments))
 }
 
+/// It is closed in order then: its bitmaps are in the image.
+#[test]
+fn an_overlay_goes_with_the_export_that_used_it_last() {
+    need::test(&[Need::Program("qemu-img", "qemu-utils")], || {
+        let mut daemon = Daemon::ferry(&[
+            "--blockdev=driver=raw,node-name=disk,file.driver=file,file.filename=DIR/disk.raw",
+            "--nbd-server=addr.type=unix,addr.path=DIR/nbd",
+            "--export=nbd,id=e0,node-name=disk,writable=on",
+        ])?;
+        let mut qmp = daemon.qmp()?;
+        let file = daemon.path("o.qcow2");
+        let overlay =
+            json!({"node-name": "disk", "snapshot-file": file, "snapshot-node-name": "o"});
+        qmp.call("blockdev-snapshot-sync", overlay)?;
+        let bitmap = json!({"node": "o", "name": "since", "persistent": true});
+        qmp.call("block-dirty-bitmap-add", bitmap)?;
+        ensure!(qmp.call("blockdev-del", json!({"node-name": "o"})).is_err());
+        qmp.call("block-export-del", json!({"id": "e0"}))?;
+        let nodes = qmp.call("query-named-block-nodes", json!({"flat": true}))?;
+        let named =
+            |name| nodes.as_array().into_iter().flatten().any(|node| node["node-name"] == name);
+        ensure!(named("disk") && !named("o"), "{nodes}");
+        let info: Value = serde_json::from_str(&qemu_img(&["info", "--output=json", &file])?)?;
+        let bitmap = &info["format-specific"]["data"]["bitmaps"][0];
+        ensure!(bitmap["name"] == "since" && bitmap["flags"] == json!(["auto"]), "{info}");
+        qmp.call("blockdev-del", json!({"node-name": "disk"}))?;
+        qmp.call("quit", json!({}))?;
+        ensure!(daemon.ended()? == 0);
+        Ok(())
+    });
+}
+
 #[test]
 fn snapshots_are_taken_while_a_client_writes() {
     need::test(NEEDS, || {

@@ -32,7 +32,7 @@ pub use bitmaps::{BitmapChange, BitmapOptions, BitmapSource};
 pub use drain::Drained;
 pub use edit::Edit;
 pub use ownership::Generations;
-pub use snapshot::ExternalSnapshot;
+pub use snapshot::{ExternalSnapshot, check_top};
 
 use drain::DrainInner;
 
@@ -280,6 +280,25 @@ impl BlockGraph {
     /// the next program likes to find them.
     pub(crate) async fn close(&self, node: BlockNode) -> Result<()> {
         ownership::give_up(&self.goes_with(&node)).await.map(drop)
+    }
+
+    /// Closes `node` if nobody owns or uses it any more: whoever let go of it last sees to that, or the node
+    /// would be dropped as it is.
+    pub async fn release(&self, node: BlockNode) {
+        let unused = |node: &BlockNode| !self.is_owned(node) && node.0.live_parents().is_empty();
+        if !unused(&node) {
+            return;
+        }
+        let mut closed = ownership::give_up(&self.goes_with(&node)).await;
+        if let Ok(given_up) = &closed
+            && !unused(&node)
+        {
+            // Somebody has found it by its name meanwhile.
+            closed = ownership::take_back(given_up).await.map(|()| Vec::new());
+        }
+        if let Err(error) = closed {
+            tracing::error!("node '{}' is not closed in order: {error}", node.name());
+        }
     }
 
     fn check_removable(&self, node: &BlockNode) -> Result<()> {

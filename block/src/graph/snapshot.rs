@@ -113,7 +113,10 @@ impl ExternalSnapshot {
 }
 
 /// Refuses a node that another image lies over.
-pub(super) fn check_top(node: &BlockNode) -> Result<()> {
+///
+/// # Errors
+/// `Busy`, in QEMU's words.
+pub fn check_top(node: &BlockNode) -> Result<()> {
     let over = |edge: &Edge| match &*edge.0.parent.borrow() {
         Parent::Node(parent) => parent.upgrade().map(|parent| parent.name.clone()),
         Parent::Backend(_) | Parent::None => None,

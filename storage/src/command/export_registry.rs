@@ -127,14 +127,17 @@ impl Exports {
 
     fn begin_to_close(self: &Rc<Self>, graph: &BlockGraph, entry: Rc<Entry>) {
         entry.closing.set(true);
-        let (this, jobs) = (Rc::clone(self), JobRegistry::of(graph));
-        drop(graph.executor().spawn(async move {
+        let (this, graph, executor) = (Rc::clone(self), graph.clone(), graph.executor().clone());
+        drop(executor.spawn(async move {
             entry.export.close().await;
             this.entries.borrow_mut().retain(|other| !Rc::ptr_eq(other, &entry));
-            let id = entry.id.clone();
-            // Its node must be free before anybody hears of it.
+            let (id, node) = (entry.id.clone(), graph.node(&entry.export.node_name()));
+            // Its node must be free before anybody hears of it, and closed if it was the last that kept it.
             drop(entry);
-            jobs.emit(BlockEvent::BlockExportDeleted { id });
+            if let Some(node) = node {
+                graph.release(node).await;
+            }
+            JobRegistry::of(&graph).emit(BlockEvent::BlockExportDeleted { id });
             this.gone.notify_all();
         }));
     }

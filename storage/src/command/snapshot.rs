@@ -51,7 +51,7 @@ impl Storage {
             let drained = graph.drain_nodes(both, &[]).await;
             let placed = prepared.place(&graph, &drained).await?;
             drop(drained);
-            placed.commit().await;
+            placed.commit(&graph).await;
             Ok(())
         };
         self.on_graph(take).await
@@ -155,9 +155,15 @@ impl Prepared {
 }
 
 impl Placed {
-    /// Makes it stay; see [`ExternalSnapshot::commit`].
-    pub(super) async fn commit(self) {
+    /// Makes it stay; see [`ExternalSnapshot::commit`]. An overlay that was opened for this lives as long as
+    /// somebody uses it.
+    pub(super) async fn commit(self, graph: &BlockGraph) {
+        let overlay = self.snapshot.overlay().clone();
         self.snapshot.commit().await;
+        if self.opened {
+            graph.disown(&overlay);
+            graph.release(overlay).await;
+        }
     }
 
     /// Takes it back; see [`ExternalSnapshot::undo`]. The overlay's file stays.

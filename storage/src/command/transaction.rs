@@ -53,7 +53,7 @@ impl Storage {
             }
             drop(drained);
             for change in made {
-                change.commit().await;
+                change.commit(&graph).await;
             }
             Ok(())
         };
@@ -99,10 +99,10 @@ impl Step {
 }
 
 impl Made {
-    async fn commit(self) {
+    async fn commit(self, graph: &BlockGraph) {
         match self {
             Made::Bitmap(change) => change.commit(),
-            Made::External(placed) => placed.commit().await,
+            Made::External(placed) => placed.commit(graph).await,
             Made::Internal(..) => {}
         }
     }

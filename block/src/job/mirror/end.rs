@@ -26,6 +26,8 @@ impl MirrorJob {
                 self.drain_source().await
             }
         };
+        let (graph, lowest) = (self.graph.clone(), lowest_replaced(&self.graph, &self.mirror));
+        let left = [lowest, self.mirror.source.node(), self.mirror.target.node()];
         self.mirror.over.set(true);
         self.mirror.source.node().detach_bitmap(&self.mirror.bitmap);
         let mut outcome = Ok(());
@@ -38,6 +40,9 @@ impl MirrorJob {
         // The filter and the job's roots go first. Then the gates open: to the new node, or the old one.
         drop(self);
         drop(drained);
+        for node in left {
+            graph.release(node).await;
+        }
         outcome
     }
 

@@ -7,15 +7,17 @@ use std::rc::Rc;
 
 use super::rig::{KIB, MIB, pattern};
 use crate::backend::{BackendKind, BlockBackend};
+use crate::clock::Clock;
 use crate::driver::WriteFlags;
 use crate::edge::EdgePerms;
+use crate::executor::Executor;
 use crate::graph::BlockGraph;
 use crate::io::RingChoice;
 use crate::io_thread::{IoThread, IoThreadOptions};
 use crate::job::JobRegistry;
 use crate::job::mirror::{self, CopyMode, MirrorOptions, SyncMode};
-use crate::open::BlockdevOptions;
-use crate::testing::{Model, Rng};
+use crate::open::{BlockdevOptions, BlockdevRef};
+use crate::testing::{Model, Rng, have_tool, tool};
 
 const LEN: u64 = 96 * MIB;
 /// Only so much at the start and at the end holds data.
@@ -79,6 +81,48 @@ async fn back_and_forth(graph: BlockGraph, paths: [std::path::PathBuf; 2], mode:
         assert!(guest.await > 0);
     }
     device.flush().await.unwrap();
+}
+
+/// Its bitmaps would stay in use, which loses them.
+#[test]
+fn a_source_that_nobody_keeps_is_closed_in_order() {
+    if !have_tool("qemu-img") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["a", "b"].map(|name| folder.path().join(name).display().to_string());
+    for path in &paths {
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", path, "16M"]);
+    }
+    tool("qemu-img", &["bitmap", "--add", &paths[0], "b0"]);
+    let executor = Executor::new(Clock::real()).unwrap();
+    let graph = BlockGraph::new(executor.clone());
+    executor.block_on(async {
+        for (name, path) in ["a", "b"].iter().zip(&paths) {
+            let file = BlockdevRef::nested(BlockdevOptions::file(path));
+            let name = Some((*name).to_owned());
+            let image = BlockdevOptions { node_name: name, ..BlockdevOptions::qcow2(file) };
+            graph.open(&image).await.unwrap();
+        }
+        let node = graph.node("a").unwrap();
+        let perms = EdgePerms::READ_WRITE;
+        let device = graph.add_backend(BackendKind::Device, "d0", &node, perms).unwrap();
+        graph.disown(&node);
+        drop(node);
+        let data = crate::buf::IoBuf::from_vec(&[7; 4096]);
+        device.write(0, data, WriteFlags::NONE).await.unwrap();
+        let id = mirror::start(&graph, MirrorOptions::new("d0", "b", SyncMode::Full)).await;
+        let job = JobRegistry::of(&graph).find(&id.unwrap()).unwrap();
+        while !job.info().ready {
+            executor.sleep(std::time::Duration::from_millis(1)).await;
+        }
+        job.complete().unwrap();
+        job.concluded().await;
+        assert_eq!(device.node().name(), "b");
+        assert!(graph.node("a").is_none());
+    });
+    let info = tool("qemu-img", &["info", "--output=json", &paths[0]]);
+    assert!(info.contains(r#""name": "b0""#) && !info.contains("in-use"), "{info}");
 }
 
 #[test]
