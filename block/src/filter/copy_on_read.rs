@@ -31,6 +31,12 @@ pub struct CopyOnReadOptions {
 impl CopyOnReadOptions {
     pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<BlockNode> {
         let file = opening.child(&self.file, ChildRole::Filtered).await?;
+        let mut chain = std::iter::successors(Some(file.clone()), BlockNode::filtered);
+        if let Some(node) = chain.find(BlockNode::is_read_only) {
+            // Nothing would ever be copied.
+            let context = format!("Block node '{}' is read-only", node.name());
+            return Err(Error::new(ErrorKind::ReadOnly, context));
+        }
         opening.add(CopyOnRead::new(opening.graph(), &file, self.bottom.as_deref())?).await
     }
 }

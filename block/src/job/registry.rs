@@ -75,7 +75,7 @@ impl JobRegistry {
         self.lookup(id).ok_or_else(missing)
     }
 
-    /// Cancels every job by force and waits until all are concluded: what `quit` does first.
+    /// Cancels every job by force, waits until all are concluded and forgets them: what `quit` does first.
     pub async fn cancel_all(&self) {
         let records = self.0.jobs.borrow().clone();
         for record in &records {
@@ -83,6 +83,10 @@ impl JobRegistry {
         }
         for record in &records {
             self.job(record).concluded().await;
+            if record.status() == JobStatus::Concluded {
+                record.enter(JobStatus::Null);
+                self.forget_if_null(record);
+            }
         }
     }
 

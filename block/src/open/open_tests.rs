@@ -87,3 +87,16 @@ fn a_null_disk_reads_zeroes_when_asked_to() {
     executor.block_on(node.read(0, buf.clone())).unwrap();
     assert!(node.len() == 4096 && buf.is_zero());
 }
+
+#[test]
+fn a_null_disk_has_whole_sectors_and_no_more_than_there_are() {
+    let disk = |size| NullOptions { size: Some(size), ..NullOptions::default() };
+    let options = |size| BlockdevOptions::new(DriverOptions::NullCo(disk(size)));
+    let (executor, graph) = graph();
+    for (asked, len) in [(0, 0), (100, 512), (513, 1024), (1 << 62, 1 << 62)] {
+        assert_eq!(executor.block_on(graph.open(&options(asked))).unwrap().len(), len);
+    }
+    for size in [i64::MAX.unsigned_abs(), u64::MAX] {
+        assert_eq!(refusal(&options(size)), format!("a disk of {size} bytes is too large"));
+    }
+}

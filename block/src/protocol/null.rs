@@ -6,21 +6,23 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags, whole_sectors};
 use crate::edge::{Edge, EdgePerms};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::node::BlockNode;
 use crate::open::Opening;
 
 /// Bytes of a disk when none are given, as in QEMU.
 const DEFAULT_SIZE: u64 = 1 << 30;
+/// The largest disk that QEMU knows, bytes: what a 63-bit number has room for, in whole GiB.
+const MAX_SIZE: u64 = (1 << 63) - (1 << 30);
 
 /// The members that `null-co` has in `blockdev-add`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct NullOptions {
-    /// Bytes of the disk (default 1 GiB).
+    /// Bytes of the disk, made whole sectors (default 1 GiB).
     pub size: Option<u64>,
     /// How long each request takes (default 0).
     pub latency_ns: Option<u64>,
@@ -31,7 +33,12 @@ pub struct NullOptions {
 impl NullOptions {
     pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<BlockNode> {
         let latency = Duration::from_nanos(self.latency_ns.unwrap_or(0));
-        let size = self.size.unwrap_or(DEFAULT_SIZE);
+        let asked = self.size.unwrap_or(DEFAULT_SIZE);
+        let size = whole_sectors(asked);
+        if size > MAX_SIZE {
+            let context = format!("a disk of {asked} bytes is too large");
+            return Err(Error::new(ErrorKind::InvalidArgument, context));
+        }
         let zeroes = self.read_zeroes == Some(true);
         let executor = opening.graph().executor().clone();
         opening.add(NullDriver::new(executor, size, zeroes, latency)).await

@@ -6,7 +6,9 @@ use ferry_api::command::{
 };
 use ferry_block::job::create::{self, CreateImage};
 use ferry_block::protocol::nbd;
-use ferry_block::{BackendKind, BlockGraph, BlockNode, EdgePerms, Error, ErrorKind, Perms};
+use ferry_block::{
+    BackendKind, BlockGraph, BlockNode, EdgePerms, Error, ErrorKind, Perms, check_top,
+};
 
 use super::{Result, Storage, carry_over};
 
@@ -71,6 +73,8 @@ impl Storage {
             }
             // It may wait for the user already, with all requests held up.
             graph.check_no_job(&node)?;
+            // What is above would see it change.
+            check_top(&node)?;
             nbd::look_again(&node).await?;
             let perms = EdgePerms { needs: Perms::RESIZE, shares: Perms::ALL };
             let own = graph.add_backend(BackendKind::Job, "block_resize", &node, perms)?;

@@ -221,10 +221,25 @@ fn qmp_error(error: Error) -> QmpError {
 /// The block layer's form of what QMP's types say. Both sides spell members as QMP does, so JSON
 /// carries them over.
 fn carry_over<T: DeserializeOwned>(from: &impl Serialize) -> Result<T> {
-    let value = serde_json::to_value(from).map(without_prefix);
-    value
-        .and_then(serde_json::from_value)
-        .map_err(|error| QmpError::generic(format!("The arguments cannot be used: {error}")))
+    let unusable = |error| QmpError::generic(format!("The arguments cannot be used: {error}"));
+    let value = serde_json::to_value(from).map(without_prefix).map_err(unusable)?;
+    T::deserialize(&value).map_err(|error| match negative_member(&value) {
+        // QMP has signed numbers where nothing but a size makes sense.
+        Some(name) => QmpError::generic(format!(
+            "Parameter '{name}' expects a non-negative number below 2^64"
+        )),
+        None => unusable(error),
+    })
+}
+
+/// The first member with a number below zero.
+fn negative_member(value: &Value) -> Option<&str> {
+    let (members, elements) = (value.as_object(), value.as_array());
+    let own = members.into_iter().flatten().find_map(|(name, value)| {
+        let is_negative = value.as_i64().is_some_and(|number| number < 0);
+        if is_negative { Some(name.as_str()) } else { negative_member(value) }
+    });
+    own.or_else(|| elements.into_iter().flatten().find_map(negative_member))
 }
 
 /// Our own additions bear a prefix in QMP only.

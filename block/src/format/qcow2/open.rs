@@ -63,6 +63,9 @@ impl Qcow2Options {
         let l2_bytes = geometry.l1_entries_for(header.size) << geometry.cluster_bits();
         let unmap = node.discard == DiscardMode::Unmap;
         let interval = self.cache_clean_interval.unwrap_or(CLEAN_INTERVAL);
+        if interval > u32::MAX.into() {
+            return refuse(ErrorKind::InvalidArgument, "Cache clean interval too big");
+        }
         Ok(Behaviour {
             pass_discard_request: self.pass_discard_request.unwrap_or(unmap),
             pass_discard_other: self.pass_discard_other.unwrap_or(false),

@@ -43,9 +43,10 @@ impl Job for Create {
     const KIND: JobKind = JobKind::Create;
 
     async fn run(&mut self, ctx: &JobCtx) -> Result<()> {
-        create_image(&self.graph, &self.image).await?;
+        let created = create_image(&self.graph, &self.image).await;
+        // There is nothing left to do, however that went.
         ctx.progress(1, 1);
-        Ok(())
+        created
     }
 
     async fn settle(self, _ctx: &JobCtx, _how: Settle) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::bitmap::MIN_GRANULARITY;
 use crate::edge::{ChildRole, EdgePerms, Parent, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::mirror_top::MirrorTop;
-use crate::graph::{BlockGraph, Edit};
+use crate::graph::{BlockGraph, Edit, check_top};
 use crate::job::registry::{checked_speed, invalid};
 use crate::job::{JobCtx, JobKind, JobOptions, JobRegistry};
 use crate::node::{BlockNode, NodeOptions};
@@ -89,6 +89,8 @@ fn check(
             return Err(Error::new(ErrorKind::Busy, text));
         }
     }
+    // What is above would see it change.
+    check_top(target)?;
     if let Some(name) = &options.replaces {
         end::node_to_replace(graph, source, target, name)?;
     }

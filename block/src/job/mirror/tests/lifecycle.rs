@@ -296,13 +296,15 @@ fn different_sizes_fail_after_the_start() {
 
 #[test]
 fn quit_cancels_every_job_with_all_its_events() {
-    Rig::run(MIB, |rig| async move {
-        rig.ready(rig.options()).await;
-        rig.take_log();
-        crate::job::JobRegistry::of(&rig.graph).cancel_all().await;
-        assert_eq!(rig.log(), ["aborting", "CANCELLED", "concluded", "null"]);
-        rig.assert_no_trace();
-    });
+    for auto_dismiss in [true, false] {
+        Rig::run(MIB, async move |rig| {
+            rig.ready(MirrorOptions { auto_dismiss, ..rig.options() }).await;
+            rig.take_log();
+            crate::job::JobRegistry::of(&rig.graph).cancel_all().await;
+            assert_eq!(rig.log(), ["aborting", "CANCELLED", "concluded", "null"]);
+            rig.assert_no_trace();
+        });
+    }
 }
 
 #[test]
