@@ -70,6 +70,8 @@ impl BlockGraph {
                 }
             }
         }
+        // It keeps the new nodes, and they what they ask for.
+        drop(forth);
         if let Err(error) = result {
             for node in successors {
                 self.disown(&node);

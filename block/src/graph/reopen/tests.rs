@@ -102,6 +102,26 @@ fn only_nodes_that_are_there_are_reopened_and_only_as_what_they_are() {
     assert_eq!(twice, "Node disk is to be reopened twice");
 }
 
+/// The new node asks for its file, too, as long as it is there.
+#[test]
+fn an_image_that_cannot_be_reopened_goes_on() {
+    let Some(chain) = Chain::new() else { return };
+    let DriverOptions::Qcow2(own) = chain.image("top").driver else { panic!() };
+    let BlockdevRef::Nested(file) = own.file else { panic!() };
+    chain.executor.block_on(chain.graph.open(&file)).unwrap();
+    let image = |read_only| BlockdevOptions {
+        node_name: Some("top".into()),
+        read_only: Some(read_only),
+        ..BlockdevOptions::qcow2(BlockdevRef::Name("top-file".into()))
+    };
+    let disk = chain.executor.block_on(chain.graph.open(&image(false))).unwrap();
+    let root = chain.graph.add_backend(BackendKind::Device, "d", &disk, EdgePerms::READ_WRITE);
+    drop(disk);
+    assert_eq!(chain.reopen(image(true)).unwrap_err().kind(), ErrorKind::ReadOnly);
+    let data = IoBuf::from_vec(&[7; 512]);
+    chain.executor.block_on(root.unwrap().write(0, data, WriteFlags::NONE)).unwrap();
+}
+
 /// An image whose own file and backing file have names that only their parent's options give them.
 struct Chain {
     executor: Executor,
