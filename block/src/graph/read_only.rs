@@ -23,32 +23,42 @@ impl BlockGraph {
             let context = format!("Block node '{}' is read-only", node.name());
             return Err(Error::new(ErrorKind::ReadOnly, context));
         }
-        let given_up = give_up(std::slice::from_ref(node)).await?;
-        let switched = self.switch(node, read_only);
+        let going = self.goes_with(node);
+        let to_switch = |node: &&BlockNode| !node.0.options.read_only;
+        let going: Vec<BlockNode> = going.iter().filter(to_switch).cloned().collect();
+        let is_image = |node: &&BlockNode| node.driver::<Qcow2Driver>().is_some();
+        let images: Vec<BlockNode> = going.iter().filter(is_image).cloned().collect();
+        let given_up = give_up(&images).await?;
+        let switched = switch(&going, &images, read_only);
         let taken_back = take_back(&given_up).await;
         switched.and(taken_back)
     }
+}
 
-    fn switch(&self, node: &BlockNode, read_only: bool) -> Result<()> {
-        let going = self.goes_with(node);
-        let mark = |read_only: bool| {
-            for node in &going {
-                node.0.read_only.set(read_only || node.0.options.read_only);
-            }
-        };
-        // What is read-only may not be held for writing, so it is so last and no more so first.
-        if !read_only {
-            mark(false);
-        }
+fn switch(going: &[BlockNode], images: &[BlockNode], read_only: bool) -> Result<()> {
+    let mark = |read_only| going.iter().for_each(|node| node.0.read_only.set(read_only));
+    // What is read-only may not be held for writing, so it is so last and no more so first.
+    if !read_only {
+        mark(false);
+    }
+    for (done, node) in images.iter().enumerate() {
         if let Err(error) = set_file_perms(node, read_only) {
-            mark(true);
+            for node in images[..done].iter().rev() {
+                if let Err(error) = set_file_perms(node, !read_only) {
+                    tracing::error!(
+                        "node '{}' has other permissions than it had: {error}",
+                        node.name()
+                    );
+                }
+            }
+            mark(!read_only);
             return Err(error);
         }
-        if read_only {
-            mark(true);
-        }
-        Ok(())
     }
+    if read_only {
+        mark(true);
+    }
+    Ok(())
 }
 
 /// What a format does to its own files: filters and `raw` do what is done to them.

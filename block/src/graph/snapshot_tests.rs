@@ -5,6 +5,7 @@ use crate::backend::{BackendKind, BlockBackend};
 use crate::edge::EdgePerms;
 use crate::format::qcow2::BackingRef;
 use crate::graph::BitmapOptions;
+use crate::open::{BlockdevOptions, BlockdevRef};
 use crate::testing::{have_tool, tool};
 
 impl Rig {
@@ -56,6 +57,36 @@ fn an_overlay_takes_what_is_written_from_then_on() {
         tool("qemu-img", &["check", "-U", &rig.path("over")]);
         tool("qemu-img", &["info", &rig.path("disk")]);
     }
+}
+
+/// It would go on writing to its file, which nobody may write any more.
+#[test]
+fn an_image_that_was_opened_with_a_node_is_left_at_rest_with_it() {
+    if !have_tool("qemu-img") {
+        return;
+    }
+    let rig = Rig::new();
+    drop(rig.raw("base"));
+    rig.run(rig.graph.remove("base")).unwrap();
+    drop(rig.image("inner", "base", BackingRef::None));
+    rig.run(rig.graph.remove("inner")).unwrap();
+    let path = rig.path("inner");
+    tool("qemu-img", &["rebase", "-u", "-b", "", &path]);
+    tool("qemu-img", &["bitmap", "--add", &path, "b0"]);
+    let image = BlockdevOptions::qcow2(BlockdevRef::nested(BlockdevOptions::file(&path)));
+    let image = BlockdevOptions { node_name: Some("inner".into()), ..image };
+    let disk = BlockdevOptions::raw(BlockdevRef::nested(image));
+    let disk = rig.open(BlockdevOptions { node_name: Some("disk".into()), ..disk });
+    let overlay = rig.overlay("over", "disk");
+    let root = rig.export(&disk);
+    rig.write(&root, 0, 1);
+    rig.snapshot(&disk, &overlay).unwrap();
+    let info = tool("qemu-img", &["info", &path]);
+    assert!(info.contains("name: b0") && !info.contains("in-use"), "{info}");
+    assert!(rig.graph.node("inner").unwrap().is_read_only());
+    assert_eq!(rig.read(&root, 0), 1);
+    drop(root);
+    rig.run(rig.graph.inactivate_all()).unwrap();
 }
 
 #[test]

@@ -59,7 +59,7 @@ impl Rig {
         self.open(BlockdevOptions { node_name: Some(name.into()), ..options })
     }
 
-    fn open(&self, options: BlockdevOptions) -> BlockNode {
+    pub(super) fn open(&self, options: BlockdevOptions) -> BlockNode {
         self.run(self.graph.open(&options)).unwrap()
     }
 
