@@ -1,7 +1,7 @@
 //! Reading and writing tables in the image file, for operations that keep nothing in a cache.
 
 use crate::buf::IoBuf;
-use crate::driver::WriteFlags;
+use crate::driver::{WriteFlags, whole_sectors};
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -35,7 +35,8 @@ pub(super) async fn read_words(file: &Edge, at: u64, entries: usize) -> Result<V
 
 /// Writes `bytes` at `at`; the file grows as it must.
 pub(super) async fn write_at(file: &Edge, at: u64, bytes: &[u8]) -> Result<()> {
-    let end = at.checked_add(bytes.len() as u64);
+    // The container may be an image itself, which has whole sectors.
+    let end = at.checked_add(bytes.len() as u64).map(whole_sectors);
     let Some(end) = end.filter(|&end| i64::try_from(end).is_ok()) else {
         let context = format!("a write at {at:#x} leaves what a file can hold");
         return Err(Error::new(ErrorKind::OutOfRange, context));

@@ -5,7 +5,11 @@ use super::super::check::{Repair, check as repair_leaks};
 use super::rig::{Open, Rig, blockdev, check, open, open_blockdev, options};
 use crate::bitmap::BitmapState;
 use crate::buf::IoBuf;
+use crate::clock::Clock;
 use crate::driver::WriteFlags;
+use crate::executor::Executor;
+use crate::graph::BlockGraph;
+use crate::job::create::{CreateImage, create_image};
 use crate::node::AttachedBitmap;
 use crate::open::{BlockdevOptions, BlockdevRef};
 use crate::testing::{have_tool, tool};
@@ -230,4 +234,30 @@ fn the_place_of_void_bitmaps_can_be_used() {
     image.close();
     rig.qemu_io(&path, &["read -P 7 0 1M"]);
     check(&path);
+}
+
+/// An image has whole sectors, however long the tables are that it holds.
+#[test]
+fn an_image_in_an_image_stores_its_bitmaps() {
+    let Some(rig) = rig() else { return };
+    let path = rig.create("outer.qcow2", "", "64M");
+    let executor = Executor::new(Clock::real()).unwrap();
+    let graph = BlockGraph::new(executor.clone());
+    let file = serde_json::json!({"driver": "file", "filename": path});
+    let outer = serde_json::json!({"driver": "qcow2", "file": file});
+    let image = serde_json::json!({"driver": "qcow2", "file": outer, "size": MIB});
+    let image: CreateImage = serde_json::from_value(image).unwrap();
+    executor.block_on(create_image(&graph, &image)).unwrap();
+    let outer = BlockdevOptions::qcow2(BlockdevRef::nested(BlockdevOptions::file(path)));
+    let inner = BlockdevOptions {
+        node_name: Some("disk".into()),
+        ..BlockdevOptions::qcow2(BlockdevRef::nested(outer))
+    };
+    executor.block_on(graph.open(&inner)).unwrap();
+    let options =
+        BitmapOptions { name: "b".into(), granularity: None, persistent: true, disabled: false };
+    graph.add_bitmap("disk", &options).unwrap().commit();
+    executor.block_on(graph.remove("disk")).unwrap();
+    executor.block_on(graph.open(&inner)).unwrap();
+    assert!(graph.find_bitmap("disk", "b").is_ok());
 }
