@@ -30,13 +30,16 @@ pub(super) fn run(socket: &Path, load: Load, seconds: u64) -> Result<(f64, f64)>
     let (started, limit) = (time::now(), Duration::from_secs(seconds));
     let (mut received, mut filled) = (vec![0; BUFFER], 0);
     let (mut asked, mut answered) = (0, 0);
-    // Whoever left with requests under way would break the pipe of a server that answers them.
-    while asked == 0 || answered < asked {
+    // Until the last reply: whoever left before would break the pipe of a server that answers.
+    loop {
         let owed = if started.elapsed() < limit { load.depth - (asked - answered) } else { 0 };
         for _ in 0..owed {
             client.ask();
         }
         asked += owed;
+        if answered == asked {
+            break;
+        }
         stream.write_all(&client.requests)?;
         client.requests.clear();
         let count = stream.read(&mut received[filled..])?;
