@@ -125,3 +125,21 @@ fn a_new_width_completes_snapshots_that_do_not_say_how_long_the_disk_was() {
     rig.qemu_img(&["snapshot", "-a", "one", "a"]);
     rig.qemu_io("a", &["read -P 1 0 1M"]);
 }
+
+#[test]
+fn a_table_that_is_nowhere_keeps_an_image_from_version_2() {
+    let rig = Rig::new();
+    rig.create("a", &CreateOptions::new(8 << 20));
+    let good = rig.bytes("a");
+    let l1 = usize::try_from(Header::parse(&good).unwrap().l1.offset).unwrap();
+    // Unaligned, and behind the end of the file.
+    for place in [0x42a00_u64, 0x7000_0000] {
+        let mut bytes = good.clone();
+        bytes[l1..l1 + 8].copy_from_slice(&(1 << 63 | place).to_be_bytes());
+        rig.set_bytes("a", &bytes);
+        let down = AmendOptions { version: Some(Version::V2), ..AmendOptions::default() };
+        let error = amended(&rig, &down).unwrap_err();
+        assert!(error.to_string().contains(&format!("{place:#x}")), "{error}");
+        assert_eq!(rig.bytes("a"), bytes);
+    }
+}

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::at_rest::AtRest;
 use super::container::{read_at, write_at};
-use super::entry::{Cluster, L1Entry, L2Entry};
-use super::snapshot::{load_l1, load_snapshots};
+use super::entry::{Cluster, L2Entry};
+use super::snapshot::{l2_tables, load_l1, load_snapshots};
 use crate::error::Result;
 
 /// Expands the zero clusters of the disk and of all snapshots. What is read stays the same at every
@@ -18,7 +18,7 @@ pub(super) async fn expand_zeroes(image: &mut AtRest<'_>) -> Result<()> {
     let mut tables = BTreeSet::new();
     for l1 in snapshots.iter().map(|snapshot| snapshot.l1).chain([image.header.l1]) {
         let entries = load_l1(image, l1).await?;
-        tables.extend(entries.into_iter().filter_map(|entry| L1Entry(entry).offset()));
+        tables.extend(l2_tables(image, &entries)?);
     }
     for at in tables {
         expand_table(image, at).await?;

@@ -15,4 +15,4 @@ pub use select::SnapshotRef;
 pub(super) use select::load_header;
 pub(super) use table::load_cut;
 pub use table::{Snapshot, SnapshotTable, load_snapshots};
-pub(super) use tree::{load_l1, share};
+pub(super) use tree::{l2_tables, load_l1, share};

@@ -31,7 +31,7 @@ pub(in super::super) async fn load_l1(image: &AtRest<'_>, l1: Table) -> Result<V
 
 /// The L2 tables that an L1 table points to. None may appear twice: changing it once would be
 /// wrong for one of them.
-fn l2_tables(image: &AtRest<'_>, l1: &[u64]) -> Result<Vec<u64>> {
+pub(in super::super) fn l2_tables(image: &AtRest<'_>, l1: &[u64]) -> Result<Vec<u64>> {
     let mut seen = BTreeSet::new();
     let mut tables = Vec::new();
     for at in l1.iter().filter_map(|&entry| L1Entry(entry).offset()) {
