@@ -1,7 +1,6 @@
 //! Images made to do harm, by hand and at random: every operation on the whole image answers, and
 //! soon, whatever the bytes say.
 
-use super::Qcow2Options;
 use super::amend::{AmendOptions, amend};
 use super::bitmap::{load_bitmap, load_directory, mark_in_use, store_bitmaps};
 use super::check::{Repair, check};
@@ -9,6 +8,7 @@ use super::create::CreateOptions;
 use super::header::{Header, Version};
 use super::snapshot::{Moment, apply_snapshot, create_snapshot, delete_snapshot, load_snapshots};
 use super::test_rig::Rig;
+use super::{OverlapCheck, OverlapTemplate, Qcow2Options};
 use crate::BackendKind;
 use crate::buf::IoBuf;
 use crate::clock::Clock;
@@ -162,6 +162,80 @@ fn tables_that_point_to_themselves_cost_no_more_than_the_file() {
     assert!(result.unwrap_err().to_string().contains("twice"));
     let took = clock.now() - started;
     assert!(took < 5_000_000_000, "took {took} ns");
+}
+
+#[test]
+fn refcounts_of_clusters_far_behind_the_end_are_not_all_looked_at() {
+    let rig = Rig::new();
+    rig.create("a", &CreateOptions::new(1 << 30));
+    let mut bytes = rig.bytes("a");
+    let header = Header::parse(&bytes).unwrap();
+    // One block says of everything that it is in use.
+    let block = bytes.len().next_multiple_of(CLUSTER);
+    bytes.resize(block, 0);
+    bytes.resize(block + CLUSTER, 1);
+    for index in 0..(CLUSTER / 8) as u64 {
+        put(&mut bytes, header.refcount_table_offset + index * 8, block as u64);
+    }
+    rig.set_bytes("a", &bytes);
+    let clock = Clock::real();
+    let started = clock.now();
+    let result = rig.on("a", async |file| create_snapshot(file, "s", Moment::default()).await);
+    assert!(result.unwrap_err().to_string().contains("behind the end"));
+    let took = clock.now() - started;
+    assert!(took < 10_000_000_000, "took {took} ns");
+}
+
+/// An image with 2 MiB clusters and refcounts of one bit: 2^20 refcount blocks describe 2^65 bytes.
+#[test]
+fn refcounts_behind_all_addresses_do_not_lead_back_to_the_first() {
+    let rig = Rig::new();
+    let cluster = 2 << 20;
+    let create =
+        CreateOptions { cluster_size: cluster, refcount_bits: 1, ..CreateOptions::new(1 << 30) };
+    rig.create("a", &create);
+    let mut bytes = rig.bytes("a");
+    let header = Header::parse(&bytes).unwrap();
+    let size = usize::try_from(cluster).unwrap();
+    let old = usize::try_from(header.refcount_table_offset).unwrap();
+    let table = bytes.len().next_multiple_of(size);
+    bytes.resize(table + 5 * size, 0);
+    bytes.copy_within(old..old + size, table);
+    let block = table + 4 * size;
+    bytes[block] = 1;
+    // What was added is in use.
+    let first: [u8; 8] = bytes[old..old + 8].try_into().unwrap();
+    let first = usize::try_from(u64::from_be_bytes(first)).unwrap();
+    for number in 0..block / size + 1 {
+        bytes[first + number / 8] |= 1 << (number % 8);
+    }
+    put(&mut bytes, table as u64 + (1 << 19) * 8, block as u64);
+    put(&mut bytes, 48, table as u64);
+    bytes[56..60].copy_from_slice(&4_u32.to_be_bytes());
+    rig.set_bytes("a", &bytes);
+    let failed = rig.on_graph(async |graph| use_disk(graph, &rig.path("a")).await);
+    assert_eq!(failed, 0);
+    let after = rig.bytes("a");
+    assert!(after[..4] == bytes[..4] && Header::parse(&after).is_ok(), "the header is gone");
+}
+
+#[test]
+fn a_snapshot_that_claims_an_l1_table_of_32_gib_is_not_believed() {
+    let rig = Rig::new();
+    rig.create("a", &CreateOptions::new(1 << 30));
+    let taken = rig.on("a", async |file| create_snapshot(file, "s", Moment::default()).await);
+    taken.unwrap();
+    let mut bytes = rig.bytes("a");
+    let at = usize::try_from(Header::parse(&bytes).unwrap().snapshots.offset).unwrap();
+    bytes[at + 8..at + 12].fill(0xff);
+    rig.set_bytes("a", &bytes);
+    let file = BlockdevRef::nested(BlockdevOptions::file(rig.path("a")));
+    let overlap_check = Some(OverlapCheck::Template(OverlapTemplate::All));
+    let options = Qcow2Options { overlap_check, ..Qcow2Options::new(file) };
+    let driver = DriverOptions::Qcow2(Box::new(options));
+    let opened =
+        rig.on_graph(async |graph| graph.open(&BlockdevOptions::new(driver)).await.map(drop));
+    assert!(opened.unwrap_err().to_string().contains("too large"));
 }
 
 #[test]

@@ -4,8 +4,8 @@
 use super::bytes::Reader;
 use super::check::recount;
 use super::container;
-use super::entry::{L1Entry, RefcountTableEntry, refcount};
-use super::header::{Header, Incompatible, Version};
+use super::entry::{L1Entry, MAX_HOST_OFFSET, RefcountTableEntry, refcount};
+use super::header::{Header, Incompatible, MAX_L1_BYTES, Version};
 use super::image::{Condition, Image};
 use super::overlap::Kind;
 use super::snapshot::{load_header, load_snapshots};
@@ -163,6 +163,10 @@ impl Image {
         self.regions.set_range(Kind::SnapshotTable, at..at + table.bytes);
         for snapshot in &table.snapshots {
             let (at, bytes) = (snapshot.l1.offset, u64::from(snapshot.l1.entries) * 8);
+            if bytes > MAX_L1_BYTES {
+                let text = format!("the L1 table of snapshot '{}' is too large", snapshot.name);
+                return Err(Error::new(ErrorKind::Corrupt, text));
+            }
             self.regions.add_range(Kind::InactiveL1, at..at.saturating_add(bytes));
             if self.regions.wants(Kind::InactiveL2) {
                 let l1 = self.read_table(at, bytes).await?;
@@ -178,7 +182,10 @@ impl Image {
     async fn find_end(&self) -> Result<u64> {
         let geometry = self.geometry();
         let per_block = geometry.refcount_block_entries();
-        let table = self.refcounts.table.borrow().clone();
+        let mut table = self.refcounts.table.borrow().clone();
+        // No address reaches further: what is said of clusters behind that is nonsense.
+        let most = (MAX_HOST_OFFSET >> geometry.cluster_bits()) + 1;
+        table.truncate(usize::try_from(most.div_ceil(per_block)).unwrap_or(usize::MAX));
         let blocks = table.iter().enumerate().rev();
         let blocks =
             blocks.filter_map(|(i, entry)| Some((i, RefcountTableEntry(*entry).offset()?)));
@@ -186,13 +193,13 @@ impl Image {
             let first = index as u64 * per_block;
             if number >= MAX_END_BLOCKS {
                 // So many empty ones: nobody needs to know exactly.
-                return Ok(first + per_block);
+                return Ok(most.min(first + per_block));
             }
             let block = self.read_file(at, geometry.cluster_len()).await?;
             let entries = usize::try_from(per_block).unwrap_or(0);
             let last = (0..entries).rev().find(|index| refcount(&block, *index, geometry) != 0);
             if let Some(last) = last {
-                return Ok(first + last as u64 + 1);
+                return Ok(most.min(first + last as u64 + 1));
             }
         }
         Ok(1)

@@ -24,6 +24,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Refcount blocks that are searched for free clusters before the file grows instead.
 const SEARCHED_BLOCKS: u64 = 64;
+/// Clusters behind the end of the file that are passed over because they have refcounts: a crash leaves
+/// fewer, and whoever makes an image may claim more than there is time and memory for.
+const MAX_BEHIND: u64 = 1 << 18;
 
 /// An image at rest.
 pub(super) struct AtRest<'a> {
@@ -307,8 +310,13 @@ impl<'a> AtRest<'a> {
     /// Clusters behind the end of the file.
     async fn append(&mut self, clusters: u64) -> Result<u64> {
         // A refcount behind the end is a leak, but not ours to use.
+        let last = self.end.saturating_add(MAX_BEHIND);
         while self.refcount(self.end).await? != 0 {
             self.end += 1;
+            if self.end > last {
+                let context = "the refcounts claim a lot that is behind the end of the file";
+                return Err(Error::new(ErrorKind::Corrupt, context));
+            }
         }
         let first = self.end;
         self.end += clusters;
