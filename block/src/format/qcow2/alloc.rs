@@ -349,13 +349,27 @@ impl Image {
 
     /// Sees to it that the file has at least `len` bytes.
     pub(super) async fn reserve_file(&self, len: u64) -> Result<()> {
-        let have = self.file.len();
-        if len <= have {
+        if len <= self.file.len() {
             return Ok(());
         }
         if len > MAX_HOST {
             let text = "the image file would become longer than its tables can say";
             return Err(Error::new(ErrorKind::NoSpace, text));
+        }
+        self.run(move |image| async move {
+            let guard = image.growing.lock(0..1, true).await;
+            let grown = image.grow_file(len).await;
+            drop(guard);
+            grown
+        })
+        .await
+    }
+
+    /// The same for who holds the lock for it.
+    async fn grow_file(&self, len: u64) -> Result<()> {
+        let have = self.file.len();
+        if len <= have {
+            return Ok(());
         }
         let ahead = (have / 8).clamp(GROW.start, GROW.end);
         let cluster = self.geometry().cluster_size();

@@ -45,9 +45,12 @@ impl Image {
         let flushes = &self.flushes;
         // The one that runs may have begun before what is to be made durable.
         let wanted = flushes.begun.get() + 1;
+        // Its end is looked at before the next one ends, which may have begun already: that one's success
+        // would hide that it has failed.
+        let is_over = || flushes.ended.borrow().0 >= wanted;
         loop {
-            flushes.changed.wait_until(|| !flushes.is_running()).await;
-            if flushes.ended.borrow().0 >= wanted {
+            flushes.changed.wait_until(|| is_over() || !flushes.is_running()).await;
+            if is_over() {
                 let (_, error) = &*flushes.ended.borrow();
                 return error.clone().map_or(Ok(()), Err);
             }

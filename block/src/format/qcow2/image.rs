@@ -90,6 +90,9 @@ pub(super) struct Image {
     pub(super) decompressed: Decompressed,
     /// Held while the header is changed.
     header_lock: RangeLocks,
+    /// Held while the image file or the data file is made longer: a length that was asked for before
+    /// must not come after a longer one.
+    pub(super) growing: RangeLocks,
     /// A change of the header has failed, and the file may have it or not.
     header_unsure: Cell<bool>,
 }
@@ -143,6 +146,7 @@ impl Image {
             flushes: Flushes::default(),
             decompressed: Decompressed::default(),
             header_lock: RangeLocks::new(),
+            growing: RangeLocks::new(),
             header_unsure: Cell::new(false),
         })
     }
@@ -256,6 +260,9 @@ impl Image {
                 return Ok(());
             }
             image.settle_locked_header().await?;
+            // That changes the header on its way, behind our back: if it fails half way, ours is written
+            // first the next time, or bitmaps would be valid again that were never marked.
+            image.header_unsure.set(true);
             mark_in_use(&image.file).await?;
             image
                 .change_locked_header(|header| {

@@ -209,9 +209,12 @@ impl Image {
     pub(super) async fn inactivate(&self) -> Result<()> {
         self.run(|image| async move {
             let closed = image.gate.close().await;
-            // What is stale is at rest in the file.
-            if image.condition.get() == Condition::Changed && !image.gate.is_stale() {
-                image.come_to_rest().await?;
+            match image.condition.get() {
+                // What is stale is at rest in the file.
+                _ if image.gate.is_stale() => {}
+                Condition::Changed => image.come_to_rest().await?,
+                Condition::Clean => image.settle_header().await?,
+                Condition::Inactive | Condition::Corrupt => {}
             }
             image.condition.set(Condition::Inactive);
             drop(closed);

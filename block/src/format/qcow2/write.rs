@@ -29,7 +29,8 @@ impl Image {
             None => Box::pin(self.enter_to_change()).await?,
         };
         if flags.compressed {
-            return Box::pin(self.write_compressed(at, from, pass)).await;
+            Box::pin(self.write_compressed(at, from, pass)).await?;
+            return if flags.fua { Box::pin(self.flush()).await } else { Ok(()) };
         }
         let result = match self.ready_place(at, from.len() as u64)? {
             Some((host, len)) if len == from.len() as u64 => {
@@ -62,9 +63,23 @@ impl Image {
     pub(super) async fn extend_data(&self, end: u64) -> Result<()> {
         match &self.data {
             None => self.reserve_file(end).await,
-            Some(data) if data.len() < end => data.resize(end).await,
+            Some(data) if data.len() < end => self.grow_data(end).await,
             Some(_) => Ok(()),
         }
+    }
+
+    /// Makes the data file at least so long, one request after the other.
+    async fn grow_data(&self, end: u64) -> Result<()> {
+        self.run(move |image| async move {
+            let guard = image.growing.lock(0..1, true).await;
+            let grown = match &image.data {
+                Some(data) if data.len() < end => data.resize(end).await,
+                _ => Ok(()),
+            };
+            drop(guard);
+            grown
+        })
+        .await
     }
 
     async fn write_pieces(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {

@@ -1,10 +1,14 @@
 //! Errors of the disk at the worst moments.
 
+use std::time::Duration;
+
 use super::super::create::CreateOptions;
 use super::simulated::{DISK, Shape, Simulated};
+use crate::bitmap::BitmapState;
 use crate::buf::IoBuf;
-use crate::driver::WriteFlags;
+use crate::driver::{BlockDriver, WriteFlags};
 use crate::error::ErrorKind;
+use crate::graph::BitmapOptions;
 use crate::testing::{Effect, Fault, SimOp};
 
 /// The first of 32 KiB that share an L2 table.
@@ -39,4 +43,134 @@ fn a_header_that_may_have_been_written_is_made_certain_before_the_next_flush_end
         });
     }
     assert!(failed >= 4, "only {failed} flushes have failed");
+}
+
+/// A data file may be shorter than the disk. Each of many requests at once makes it longer, and what the
+/// longest has written stays.
+#[test]
+fn requests_that_make_a_data_file_longer_at_once_take_nothing_from_each_other() {
+    let create = CreateOptions { data_file: Some("data".into()), ..CreateOptions::new(DISK) };
+    for seed in 0..20 {
+        let image = Simulated::start(seed, &Shape::new(create.clone()), None);
+        image.executor.block_on(async {
+            let data = image.data.as_ref().unwrap();
+            data.resize(0).await.unwrap();
+            let places = (0..16).map(|number| number * (DISK / 16));
+            let tasks: Vec<_> = places
+                .clone()
+                .map(|at| {
+                    let (node, byte) = (image.node.clone(), byte_for(at));
+                    image.executor.spawn(async move {
+                        let bytes = IoBuf::from_vec(&[byte; 4096]);
+                        node.write(at, bytes, WriteFlags::NONE).await.unwrap();
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await;
+            }
+            for at in places {
+                let buf = IoBuf::alloc(4096);
+                image.node.read(at, buf.clone()).await.unwrap();
+                assert!(buf.to_vec() == [byte_for(at); 4096], "seed {seed}: {at:#x} is lost");
+            }
+        });
+    }
+}
+
+fn byte_for(at: u64) -> u8 {
+    u8::try_from(at / (DISK / 16) + 1).unwrap()
+}
+
+#[test]
+fn a_compressed_write_that_is_to_be_durable_is() {
+    let create = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
+    let shape = Shape::new(create);
+    for seed in 0..4 {
+        let image = Simulated::start(seed, &shape, None);
+        image.executor.block_on(async {
+            let flags = WriteFlags { compressed: true, fua: true, ..WriteFlags::NONE };
+            image.node.write(FAR, IoBuf::from_vec(&[1; 4096]), flags).await.unwrap();
+        });
+        image.crash();
+        let again = Simulated::start(seed, &shape, Some(&image.media()));
+        again.executor.block_on(async {
+            let buf = IoBuf::alloc(4096);
+            again.node.read(FAR, buf.clone()).await.unwrap();
+            assert!(buf.to_vec() == [1; 4096], "seed {seed}: what was durable is lost");
+        });
+    }
+}
+
+/// The first write marks the bitmaps as in use. Wherever that fails, the next one does it again.
+#[test]
+fn bitmaps_that_could_not_be_marked_as_in_use_do_not_claim_to_be_whole() {
+    let create = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
+    let shape = Shape::new(create);
+    let image = Simulated::start(1, &shape, None);
+    let media = image.executor.block_on(async {
+        let (name, granularity) = ("b".to_owned(), None);
+        let options = BitmapOptions { name, granularity, persistent: true, disabled: false };
+        image.graph.add_bitmap("disk", &options).unwrap().commit();
+        image.graph.inactivate_all().await.unwrap();
+        image.media()
+    });
+    let mut failed = 0;
+    for skip in 0..6 {
+        for op in [SimOp::Write, SimOp::Flush] {
+            let image = Simulated::start(skip, &shape, Some(&media));
+            image.executor.block_on(async {
+                let ones = IoBuf::from_vec(&[1; 512]);
+                image.disk.inject(Fault::once(op, Effect::Fail(ErrorKind::Io)).after(skip));
+                let first = image.node.write(0, ones.clone(), WriteFlags::NONE).await;
+                failed += u32::from(first.is_err());
+                image.disk.heal();
+                image.node.write(0, ones, WriteFlags::NONE).await.unwrap();
+                image.node.flush().await.unwrap();
+            });
+            image.crash();
+            let again = Simulated::start(skip, &shape, Some(&image.media()));
+            for bitmap in again.node.bitmaps() {
+                let bits = bitmap.bits.borrow();
+                let is_void = bits.state() == BitmapState::Inconsistent;
+                assert!(is_void || bits.is_dirty(0), "{op:?} {skip} failed: a write was not seen");
+            }
+        }
+    }
+    assert!(failed >= 4, "only {failed} writes have failed");
+}
+
+/// A flush that fails, while at the moment of its end somebody asks for another one (`late`, in
+/// nanoseconds); when it ended, and how.
+fn failing_flush(late: Option<u64>) -> (u64, bool) {
+    let create = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
+    let image = Simulated::start(1, &Shape::new(create), None);
+    image.executor.block_on(async {
+        image.node.write(0, IoBuf::from_vec(&[1; 512]), WriteFlags::NONE).await.unwrap();
+        let begun = image.executor.clock().now();
+        image.disk.inject(Fault::once(SimOp::Flush, Effect::Fail(ErrorKind::Io)));
+        let (executor, node) = (image.executor.clone(), image.node.clone());
+        let other = late.map(|late| {
+            image.executor.spawn(async move {
+                // Its timer is set later than any of the disk's, and goes off after them.
+                executor.sleep(Duration::from_nanos(late - 1)).await;
+                executor.sleep(Duration::from_nanos(1)).await;
+                node.flush().await.unwrap();
+            })
+        });
+        let result = image.node.flush().await;
+        let took = image.executor.clock().now() - begun;
+        if let Some(other) = other {
+            other.await;
+        }
+        (took, result.is_err())
+    })
+}
+
+#[test]
+fn who_waited_for_a_flush_hears_of_its_failure_and_not_of_the_next_ones_success() {
+    let (took, failed) = failing_flush(None);
+    assert!(failed);
+    let (_, failed) = failing_flush(Some(took));
+    assert!(failed, "the failure was not told");
 }
