@@ -160,6 +160,11 @@ impl SimDisk {
         self.0.faults.borrow_mut().push(fault);
     }
 
+    /// Faults that can still happen.
+    pub fn faults_left(&self) -> usize {
+        self.0.faults.borrow().len()
+    }
+
     /// No fault happens any more; what hangs goes on.
     pub fn heal(&self) {
         self.0.faults.borrow_mut().clear();

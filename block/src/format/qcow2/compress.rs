@@ -12,6 +12,7 @@ use std::rc::Rc;
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::entry::{Cluster, Compressed, L2Entry};
+use super::frees::Why;
 use super::gate::Pass;
 use super::header::Compression;
 use super::image::Image;
@@ -133,20 +134,35 @@ impl Image {
         let offset = self.allocate_bytes(packed.len() as u64).await?;
         let data = Compressed { offset, len: packed.len() as u64 };
         let Ok(entry) = L2Entry::encode(Cluster::Compressed(data), false, geometry) else {
-            self.frees.push_compressed(data, super::frees::Why::Other);
+            self.frees.push_compressed(data, Why::Other);
             return Ok(false);
         };
-        let end = offset + data.len;
-        self.check_overlap(&(offset..end), None)?;
-        self.reserve_file(end).await?;
-        self.file.write(offset, IoBuf::from_vec(&packed), WriteFlags::NONE).await?;
         let guard = self.locks.lock(guest..guest + geometry.cluster_size(), true).await;
+        let written = self.write_packed(guest, data, entry, &packed).await;
+        drop(guard);
+        if written.is_err() {
+            self.frees.push_compressed(data, Why::Other);
+        }
+        written.map(|()| true)
+    }
+
+    /// Writes compressed data to its place and points the entry of its cluster, which is locked, there.
+    async fn write_packed(
+        &self,
+        guest: u64,
+        data: Compressed,
+        entry: L2Entry,
+        packed: &[u8],
+    ) -> Result<()> {
+        let end = data.offset + data.len;
+        self.check_overlap(&(data.offset..end), None)?;
+        self.reserve_file(end).await?;
+        self.file.write(data.offset, IoBuf::from_vec(packed), WriteFlags::NONE).await?;
         let old = self.entry_to_change(guest).await?;
         let old = self.decode(old)?;
         self.set_entry(guest, entry)?;
         self.drop_old(old);
-        drop(guard);
-        Ok(true)
+        Ok(())
     }
 
     /// A place for so many bytes, behind the last ones where that is possible.

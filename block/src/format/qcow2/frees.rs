@@ -173,12 +173,14 @@ impl Image {
         self.map.slices.forget(all.clone());
         self.refcounts.slices.forget(all.clone());
         self.forget_compressed(&all);
-        for cluster in clusters.clone() {
+        for cluster in clusters {
             self.drop_reference(cluster).await?;
             self.regions.remove(cluster << bits);
-        }
-        if !self.gate.is_tainted() {
-            self.space.add_free(clusters, zero);
+            // At once: who searches for clusters without references while the next refcount is loaded
+            // would find it, and it would be given out first and called free later.
+            if !self.gate.is_tainted() {
+                self.space.add_free(cluster..cluster + 1, zero);
+            }
         }
         Ok(())
     }

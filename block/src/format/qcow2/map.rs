@@ -13,6 +13,7 @@ use super::entry::{Cluster, Compressed, L1Entry, L2Entry};
 use super::frees::Why;
 use super::image::Image;
 use super::overlap::Kind;
+use crate::driver::WriteFlags;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ranges::RangeLocks;
 
@@ -325,18 +326,27 @@ impl Image {
         let range = run.host..run.host + cluster;
         if let Some(old) = entry.offset() {
             // A table that is shared is never changed, so the file has all of it.
-            let table = self.read_file(old, geometry.cluster_len()).await?;
-            self.write_metadata(run.host, &table, Kind::ActiveL2).await?;
+            if let Err(error) = self.copy_table(old, run.host).await {
+                self.frees.push_clusters(run.host, cluster, Why::Other);
+                return Err(error);
+            }
             self.frees.push_clusters(old, cluster, Why::Other);
             self.regions.remove(old);
         } else if !run.zero {
-            let flags = crate::driver::WriteFlags::NONE;
             self.check_overlap(&range, Some(Kind::ActiveL2))?;
-            self.file.write_zeroes(range.clone(), flags).await?;
+            if let Err(error) = self.file.write_zeroes(range, WriteFlags::NONE).await {
+                self.frees.push_clusters(run.host, cluster, Why::Other);
+                return Err(error);
+            }
         }
         self.regions.add(run.host, Kind::ActiveL2);
         self.map.set_l1_entry(index, L1Entry::new(run.host, true));
         drop(guard);
         Ok(())
+    }
+
+    async fn copy_table(&self, from: u64, to: u64) -> Result<()> {
+        let table = self.read_file(from, self.geometry().cluster_len()).await?;
+        self.write_metadata(to, &table, Kind::ActiveL2).await
     }
 }

@@ -14,3 +14,4 @@ mod simulated;
 mod size;
 mod storm;
 mod subclusters;
+mod sweep;
