@@ -61,6 +61,8 @@ pub struct FileDriver {
     /// leave data as data; a hole that is remembered would hide what was written meanwhile.
     known_data: RefCell<Range<u64>>,
     no_seek: OnceCell<()>,
+    /// Why a flush failed, as an `errno`; 0 if none did. See [`FileDriver::flushed`].
+    lost: Cell<i32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +112,7 @@ impl FileDriver {
             no_zero_range: Cell::new(false),
             known_data: RefCell::default(),
             no_seek: OnceCell::new(),
+            lost: Cell::new(0),
         })
     }
 
@@ -136,6 +139,29 @@ impl FileDriver {
     #[cold]
     fn failed(&self, verb: &str, error: io::Error) -> Error {
         Error::from_io(error, format!("cannot {verb} '{}'", self.path))
+    }
+
+    /// What a flush answers when the host has answered. A host that cannot write pages of its cache drops them or
+    /// takes them for written, and tells of it once: the next flush, or one under way, would promise
+    /// what is lost. So all fail from then on, until the file is opened anew. Past the cache nothing is dropped.
+    fn flushed(&self, synced: io::Result<()>) -> Result<()> {
+        if let Err(error) = synced {
+            self.lose(&error);
+            return Err(self.failed("flush", error));
+        }
+        match self.lost.get() {
+            0 => Ok(()),
+            errno => {
+                let verb = "promise what was written before an earlier flush failed on";
+                Err(self.failed(verb, io::Error::from_raw_os_error(errno)))
+            }
+        }
+    }
+
+    fn lose(&self, error: &io::Error) {
+        if !self.mode.direct {
+            self.lost.set(error.raw_os_error().unwrap_or(libc::EIO));
+        }
     }
 
     /// Copies `len` bytes at `from` of another file to `at`, by the kernel alone.
@@ -263,6 +289,13 @@ impl BlockDriver for FileDriver {
 
     async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
         let result = self.io.write(at, from, flags.fua).await;
+        // The host may have told here of what was written before; no space is a failure of this write alone.
+        if let Err(error) = &result
+            && flags.fua
+            && error.raw_os_error() == Some(libc::EIO)
+        {
+            self.lose(error);
+        }
         result.map_err(|error| self.failed("write to", error))
     }
 
@@ -278,7 +311,8 @@ impl BlockDriver for FileDriver {
     }
 
     async fn flush(&self) -> Result<()> {
-        self.io.sync().await.map_err(|error| self.failed("flush", error))
+        let synced = self.io.sync().await;
+        self.flushed(synced)
     }
 
     async fn map(&self, range: Range<u64>) -> Result<Extent> {
