@@ -497,25 +497,3 @@ fn the_last_sector_is_read_past_the_page_cache_too() {
         assert_eq!(all.to_vec()[5000..5020], [[0; 10], [5; 10]].concat());
     });
 }
-
-#[test]
-fn what_the_page_cache_has_lost_is_never_promised_again() {
-    let image = Image::new(4096);
-    for (direct, promised) in [(false, false), (true, true)] {
-        let (executor, _graph) = graph(RingChoice::Auto);
-        executor.block_on(async {
-            let mode = FileMode { read_only: false, direct, locking: Locking::Off };
-            let file = FileDriver::open(&executor, image.path(), mode).await.unwrap();
-            file.flush().await.unwrap();
-            // No disk at hand fails once: this is what flush does when one did.
-            let failed = file.flushed(Err(io::Error::from_raw_os_error(libc::EIO))).unwrap_err();
-            assert!(failed.to_string().starts_with("cannot flush '"), "{failed}");
-            let next = file.flush().await;
-            assert_eq!(next.is_ok(), promised);
-            if let Err(error) = next {
-                assert_eq!(error.errno(), libc::EIO);
-                assert!(error.to_string().contains("before an earlier flush failed"), "{error}");
-            }
-        });
-    }
-}

@@ -476,3 +476,6 @@ fn probe_alignment(fd: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
 #[cfg(test)]
 #[path = "../file_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod flush_tests;

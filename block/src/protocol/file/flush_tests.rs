@@ -1,0 +1,28 @@
+//! What a flush promises after one has failed.
+
+use super::*;
+use crate::clock::Clock;
+
+#[test]
+fn what_the_page_cache_has_lost_is_never_promised_again() {
+    let directory = tempfile::tempdir_in(".").unwrap();
+    let path = directory.path().join("disk.img");
+    std::fs::write(&path, [7; 4096]).unwrap();
+    for (direct, promised) in [(false, false), (true, true)] {
+        let executor = Executor::new(Clock::real()).unwrap();
+        executor.block_on(async {
+            let mode = FileMode { read_only: false, direct, locking: Locking::Off };
+            let file = FileDriver::open(&executor, &path, mode).await.unwrap();
+            file.flush().await.unwrap();
+            // No disk at hand fails once: this is what flush does when one did.
+            let failed = file.flushed(Err(io::Error::from_raw_os_error(libc::EIO))).unwrap_err();
+            assert!(failed.to_string().starts_with("cannot flush '"), "{failed}");
+            let next = file.flush().await;
+            assert_eq!(next.is_ok(), promised);
+            if let Err(error) = next {
+                assert_eq!(error.errno(), libc::EIO);
+                assert!(error.to_string().contains("before an earlier flush failed"), "{error}");
+            }
+        });
+    }
+}
