@@ -32,8 +32,9 @@ impl CopyOnReadOptions {
     pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<BlockNode> {
         let file = opening.child(&self.file, ChildRole::Filtered).await?;
         let mut chain = std::iter::successors(Some(file.clone()), BlockNode::filtered);
-        if let Some(node) = chain.find(BlockNode::is_read_only) {
-            // Nothing would ever be copied.
+        let read_only = opening.node_options().read_only;
+        if let Some(node) = chain.find(BlockNode::is_read_only).filter(|_| !read_only) {
+            // Nothing would ever be copied, and the user did not say that nothing shall be.
             let context = format!("Block node '{}' is read-only", node.name());
             return Err(Error::new(ErrorKind::ReadOnly, context));
         }
