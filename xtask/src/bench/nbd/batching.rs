@@ -25,7 +25,7 @@ const BUFFER: usize = 256 << 10;
 /// Requests a second at random places, and how many requests in all.
 pub(super) fn run(socket: &Path, load: Load, seconds: u64) -> Result<(f64, f64)> {
     let mut stream = UnixStream::connect(socket)?;
-    let size = greet(&mut stream).context("greeting")?;
+    let size = greet(&mut stream).context("cannot greet the server")?;
     let mut client = Client::new(load, size)?;
     let (started, limit) = (time::now(), Duration::from_secs(seconds));
     let (mut received, mut filled) = (vec![0; BUFFER], 0);

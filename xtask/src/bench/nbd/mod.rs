@@ -161,14 +161,14 @@ fn compare(
         rounds.iter().map(|round| round.each_ref().map(of)).collect()
     };
     let unit = if load.bytes < 1 << 20 { "IOPS" } else { "MiB/s" };
-    let limit = |of: fn(&Figures) -> f64| Some(median(limits.iter().map(of).collect()));
+    let bare = |of: fn(&Figures) -> f64| Some(median(limits.iter().map(of).collect()));
     let rates = pairs(|figures| figures.rate);
-    table.row(row, unit, Better::Larger, rates, limit(|figures| figures.rate));
+    table.row(row, unit, Better::Larger, rates, bare(|figures| figures.rate));
     let cpu = pairs(|figures| figures.cpu_us);
     let middle = median(cpu.iter().map(|[ferry, _]| *ferry).collect());
     if middle > 0.0 {
-        let limit = limit(|figures| figures.cpu_us);
-        table.row(&format!("{row}: CPU"), "us/op", Better::Smaller, cpu, limit);
+        let name = format!("{row}: CPU");
+        table.row(&name, "us/op", Better::Smaller, cpu, bare(|figures| figures.cpu_us));
     }
     Ok(())
 }
