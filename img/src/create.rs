@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use clap::Args;
 use ferry_block::format::qcow2;
-use ferry_block::protocol::file;
+use ferry_block::format::qcow2::create::Preallocation as Allocated;
+use ferry_block::protocol::file::{self, FileDriver};
 use ferry_block::{BlockBackend, IoBuf, WriteFlags};
 
 use crate::failure::{Failure, Result};
@@ -122,12 +123,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
     })
 }
 
-/// Makes the image.
-pub(crate) async fn create(session: &Session, new: &New<'_>) -> Result<()> {
+/// Makes the image; whether it reads as zeroes by itself, with nothing below it. A device or an export keeps
+/// what was there before.
+pub(crate) async fn create(session: &Session, new: &New<'_>) -> Result<bool> {
     try_create(session, new).await.map_err(|failure| failure.context(new.name))
 }
 
-async fn try_create(session: &Session, new: &New<'_>) -> Result<()> {
+async fn try_create(session: &Session, new: &New<'_>) -> Result<bool> {
     match new.format {
         "raw" => create_raw(session, new).await,
         "qcow2" => create_qcow2(session, new).await,
@@ -160,7 +162,7 @@ impl RawOptions {
     }
 }
 
-async fn create_raw(session: &Session, new: &New<'_>) -> Result<()> {
+async fn create_raw(session: &Session, new: &New<'_>) -> Result<bool> {
     if new.backing.is_some() {
         return Err(Failure::new("Backing file not supported for file format 'raw'"));
     }
@@ -171,15 +173,20 @@ async fn create_raw(session: &Session, new: &New<'_>) -> Result<()> {
         let hint = hint.map(|hint| format!(" extent_size_hint={hint}")).unwrap_or_default();
         print(format!("Formatting '{}', fmt=raw size={size}{hint}", new.name))?;
     }
-    let file = empty_file(session, new.name, hint).await?;
+    let Place { image: file, is_empty } = place(session, new.name, hint).await?;
     let size = size.next_multiple_of(SECTOR);
-    file.root.resize(size).await?;
+    if is_empty || size > file.len() {
+        file.root.resize(size).await?;
+    } else {
+        // Nobody shall find the header of an image that was there.
+        file.root.write_zeroes(0..SECTOR.min(size), WriteFlags::NONE).await?;
+    }
     if preallocation == Preallocation::Metadata {
         return Err(Failure::new("Unsupported preallocation mode 'metadata'"));
     }
     take_space(&file.root, 0..size, preallocation).await?;
     session.forget(file);
-    Ok(())
+    Ok(is_empty)
 }
 
 /// Takes the host's space for a range that reads as zeroes.
@@ -206,7 +213,7 @@ pub(crate) async fn take_space(
     Ok(())
 }
 
-async fn create_qcow2(session: &Session, new: &New<'_>) -> Result<()> {
+async fn create_qcow2(session: &Session, new: &New<'_>) -> Result<bool> {
     let mut qcow2 = NewQcow2::parse(new.options, new.size)?;
     let options = &mut qcow2.options;
     options.backing_file = new.backing.map(str::to_owned).or(options.backing_file.take());
@@ -231,17 +238,21 @@ async fn create_qcow2(session: &Session, new: &New<'_>) -> Result<()> {
     if !new.quiet {
         print(format!("Formatting '{}', fmt=qcow2 {}", new.name, qcow2.summary(size)))?;
     }
-    let file = empty_file(session, new.name, qcow2.extent_size_hint).await?;
+    let file = place(session, new.name, qcow2.extent_size_hint).await?;
     let data = match &qcow2.options.data_file {
-        Some(name) => Some(empty_file(session, name, None).await?),
+        Some(name) => Some(place(session, name, None).await?),
         None => None,
     };
-    let edge = data.as_ref().map(|data| data.root.edge());
-    qcow2::create::create(file.root.edge(), edge, &qcow2.options).await?;
-    for image in std::iter::once(file).chain(data) {
-        session.forget(image);
+    let edge = data.as_ref().map(|data| data.image.root.edge());
+    qcow2::create::create(file.image.root.edge(), edge, &qcow2.options).await?;
+    // What is allocated at once shows what was in its place.
+    let shows_place = data.is_some() || qcow2.options.preallocation != Allocated::Off;
+    let places = || std::iter::once(&file).chain(&data);
+    let is_zero = !shows_place || places().all(|place| place.is_empty);
+    for place in std::iter::once(file).chain(data) {
+        session.forget(place.image);
     }
-    Ok(())
+    Ok(is_zero)
 }
 
 /// Bytes of the disk in an image that is to lie below another. It may be in use: who takes a snapshot of
@@ -263,9 +274,17 @@ pub(crate) fn extent_size(value: &str) -> Result<u32> {
     u32::try_from(size::parse(value)?).map_err(too_large)
 }
 
-/// The place for a new image: a file of no bytes, which is made if there is none, or an export as it
-/// is. A file that another program uses is locked, and left as it is. `hint` is for its file system.
-async fn empty_file(session: &Session, name: &str, hint: Option<u32>) -> Result<Image> {
+/// Where a new image goes.
+struct Place {
+    image: Image,
+    /// It has no bytes, so that it reads as zeroes wherever nothing was written.
+    is_empty: bool,
+}
+
+/// The place for a new image: a file of no bytes, which is made if there is none, or a device or an
+/// export as it is. A file that another program uses is locked, and left as it is. `hint` is for its
+/// file system.
+async fn place(session: &Session, name: &str, hint: Option<u32>) -> Result<Place> {
     let location = Location::parse(name)?;
     let executor = session.graph.executor();
     if let Location::File(path) = &location {
@@ -275,12 +294,15 @@ async fn empty_file(session: &Session, name: &str, hint: Option<u32>) -> Result<
         return Err(Failure::new("a new image is named by a path"));
     };
     let image = session.open_protocol(protocol, Access::Resize).await?;
-    if let Location::File(path) = &location {
+    let is_empty = image.node.driver::<FileDriver>().is_some_and(|file| !file.is_device());
+    if is_empty {
         image.root.resize(0).await?;
+    }
+    if let (Location::File(path), true) = (&location, is_empty) {
         let hint = hint.unwrap_or(file::DEFAULT_EXTENT_SIZE_HINT);
         file::hint_extent_size(executor, path, hint).await;
     }
-    Ok(image)
+    Ok(Place { image, is_empty })
 }
 
 /// An image that was just made, or one that is there.

@@ -80,7 +80,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             unsafe_backing: false,
             quiet: true,
         };
-        create::create(session, &new).await?;
+        let zero = create::create(session, &new).await?;
         if past {
             // As for dd this is no failure: the target is there, and empty.
             crate::say(&format!("{}: cannot skip to specified offset", operands.source));
@@ -96,7 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             compressed: false,
             cluster: 1,
             sparse: 4096,
-            zero: true,
+            zero,
             offload: false,
             salvage: false,
             rate: None,

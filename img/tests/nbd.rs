@@ -86,3 +86,35 @@ fn images_behind_a_server_are_read_compared_and_written() {
     assert_eq!(gone.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&gone.stderr).contains("a.sock"), "{gone:?}");
 }
+
+/// Wherever there is nothing in the source there must be nothing in the target, whatever was there.
+#[test]
+fn a_copy_into_an_export_leaves_nothing_of_what_was_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let len = 4_usize << 20;
+    let source = fs::File::create(folder.join("a.raw")).unwrap();
+    source.set_len(len as u64).unwrap();
+    source.write_all_at(&[7; 70_000], 1 << 20).unwrap();
+    let expected = fs::read(folder.join("a.raw")).unwrap();
+    let old = || fs::write(folder.join("b.raw"), vec![9; len]).unwrap();
+    old();
+    let Some(_server) = serve(folder, "b.sock", "b.raw", true) else { return };
+    let b = "nbd+unix:///disk?socket=b.sock";
+    let ours = |arguments: String| {
+        old();
+        let output = run(folder, OURS, &arguments);
+        assert!(output.status.success(), "{arguments}: {output:?}");
+    };
+    ours(format!("convert -f raw -O raw a.raw {b}"));
+    assert!(fs::read(folder.join("b.raw")).unwrap() == expected);
+    ours(format!("dd -f raw -O raw bs=64k if=a.raw of={b}"));
+    assert!(fs::read(folder.join("b.raw")).unwrap() == expected);
+    fs::write(folder.join("c.raw"), vec![9; len]).unwrap();
+    ours("convert -f raw -O raw a.raw json:{\"driver\":\"file\",\"filename\":\"c.raw\"}".into());
+    assert!(fs::read(folder.join("c.raw")).unwrap() == expected);
+    source.set_len(1 << 20).unwrap();
+    ours(format!("convert -f raw -O qcow2 -o preallocation=metadata a.raw {b}"));
+    let compared = run(folder, OURS, &format!("compare -f raw -F qcow2 a.raw {b}"));
+    assert!(compared.status.success(), "{compared:?}");
+}

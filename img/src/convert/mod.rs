@@ -131,7 +131,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             Vec::new()
         };
         let len = sources.iter().map(Image::len).sum();
-        let target = open_target(session, arguments, target, len).await?;
+        let (target, is_zero) = open_target(session, arguments, target, len).await?;
         if target.len() < len {
             return Err(Failure::new(format!(
                 "{}: output file is smaller than input file",
@@ -149,8 +149,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             cluster: u64::from(target.node.limits().discard_granularity),
             sparse: arguments.sparse.as_deref().map_or(Ok(DEFAULT_SPARSE), sparse)?,
             offload: arguments.offload,
-            // A new image is empty, and so shows what lies below it.
-            zero: arguments.target_is_zero || !(arguments.no_create || layered),
+            // An empty image shows what lies below it.
+            zero: is_zero && !layered,
             salvage: arguments.salvage,
             rate: arguments.rate.as_deref().map(size::parse).transpose()?,
         };
@@ -241,13 +241,14 @@ async fn open_sources(
     Ok(sources)
 }
 
-/// The target, new unless it is there already.
+/// The target, new unless it is there already, and whether it has zeroes everywhere.
 async fn open_target(
     session: &Session,
     arguments: &Arguments,
     name: &str,
     len: u64,
-) -> Result<Image> {
+) -> Result<(Image, bool)> {
+    let mut is_zero = arguments.target_is_zero;
     if !arguments.no_create {
         let new = New {
             name,
@@ -259,7 +260,7 @@ async fn open_target(
             unsafe_backing: false,
             quiet: true,
         };
-        create::create(session, &new).await?;
+        is_zero = create::create(session, &new).await?;
     }
     let cache = Cache::parse(&arguments.target_cache)?;
     let opts = arguments.target_image_opts;
@@ -269,7 +270,7 @@ async fn open_target(
     if arguments.compress && has_data_file() {
         return Err(Failure::new("Compression not supported with an external data file"));
     }
-    Ok(target)
+    Ok((target, is_zero))
 }
 
 /// Whether the target gets an image below it, by an argument or by an option of its format.

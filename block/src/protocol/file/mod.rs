@@ -124,6 +124,11 @@ impl FileDriver {
         self.io.blocking(look).await.ok().map(|blocks| blocks.saturating_mul(512))
     }
 
+    /// Whether it is a device, which keeps its length and what it held before.
+    pub fn is_device(&self) -> bool {
+        self.kind == FileKind::BlockDevice
+    }
+
     /// Reads the length again, which another process may have changed.
     pub(crate) async fn refresh_len(&self) -> Result<()> {
         let kind = self.kind;
