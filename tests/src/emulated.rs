@@ -27,8 +27,9 @@ const CMDLINE: &str =
     "console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off sysrq_always_enabled=1";
 
 /// A host says that it is alive every few seconds, whatever becomes of the scenario (`host-init.sh`). One that
-/// has not for so long is dead, and nothing that runs in it can be judged. A host fell silent once in a hundred
-/// or more; why is not known, which is what the look at its processors is for.
+/// has not for so long is dead, whatever else it says: a processor of it stands still, and nothing that runs in
+/// it can be judged. That happens once in a hundred or more; why is not known, which is what the look at its
+/// processors is for.
 const SILENCE: Duration = Duration::from_secs(60);
 /// What it says.
 const ALIVE: &str = "HOST alive";
@@ -116,12 +117,14 @@ fn watch(
     hear: &mut dyn FnMut(&Line),
 ) -> Result<Result<(), String>> {
     let mut next = 0;
+    let mut dead = time::now() + SILENCE;
     loop {
-        let patience = SILENCE.min(deadline.saturating_duration_since(time::now()));
+        let patience = deadline.min(dead).saturating_duration_since(time::now());
         let what = "the end of the scenario";
         let line = console.wait(what, next, patience, |line| Some(line.clone()))?;
         next += 1;
         if line.text == ALIVE {
+            dead = time::now() + SILENCE;
             continue;
         }
         hear(&line);
