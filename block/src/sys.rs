@@ -5,6 +5,7 @@
 )]
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -191,10 +192,12 @@ pub(crate) fn is_direct(fd: BorrowedFd<'_>) -> bool {
     flags != -1 && flags & libc::O_DIRECT != 0
 }
 
-/// Whether the file's content is in memory only.
+/// Whether the file's content is in memory only. Of a device that is true of its name alone: what is in `/dev` is
+/// in memory, too.
 pub(crate) fn is_tmpfs(fd: BorrowedFd<'_>) -> bool {
     const TMPFS: u64 = 0x0102_1994;
-    file_system(fd) == Some(TMPFS)
+    let metadata = fd.try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
+    file_system(fd) == Some(TMPFS) && metadata.is_ok_and(|metadata| metadata.is_file())
 }
 
 /// Whether other hosts may write to the file behind our page cache.

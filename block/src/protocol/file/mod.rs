@@ -1,6 +1,7 @@
 //! The `file` driver: a regular file or a block device of the host.
 
 mod create;
+mod device;
 mod locks;
 mod mark;
 mod options;
@@ -25,6 +26,7 @@ use locks::ImageLocks;
 use mark::Mark;
 
 pub use create::{DEFAULT_EXTENT_SIZE_HINT, create, hint_extent_size};
+pub use device::look_again;
 pub use options::{FileOptions, Locking};
 
 /// Longest single transfer, bytes: the kernel's own limit is just below 2 GiB.
@@ -51,6 +53,8 @@ pub struct FileDriver {
     kind: FileKind,
     limits: Limits,
     len: Cell<u64>,
+    /// Bytes of a device when it was last asked: a node changes its length when it is told to.
+    device_len: Cell<u64>,
     active: Cell<bool>,
     held: Cell<EdgePerms>,
     locks: ImageLocks,
@@ -105,6 +109,7 @@ impl FileDriver {
             kind: opened.kind,
             limits: opened.limits,
             len: Cell::new(opened.len),
+            device_len: Cell::new(opened.len),
             active: Cell::new(false),
             held: Cell::new(EdgePerms::IDLE),
             locks: ImageLocks::default(),
@@ -124,16 +129,12 @@ impl FileDriver {
         self.io.blocking(look).await.ok().map(|blocks| blocks.saturating_mul(512))
     }
 
-    /// Whether it is a device, which keeps its length and what it held before.
-    pub fn is_device(&self) -> bool {
-        self.kind == FileKind::BlockDevice
-    }
-
     /// Reads the length again, which another process may have changed.
     pub(crate) async fn refresh_len(&self) -> Result<()> {
         let kind = self.kind;
         let len = self.io.blocking(move |fd| refresh(fd, kind)).await;
         self.len.set(len.map_err(|error| self.failed("read the length of", error))?);
+        self.device_len.set(self.len.get());
         Ok(())
     }
 
@@ -161,6 +162,11 @@ impl FileDriver {
                 Err(self.failed(verb, io::Error::from_raw_os_error(errno)))
             }
         }
+    }
+
+    /// Whether a flush has failed, so that no other will succeed.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.lost.get() != 0
     }
 
     fn lose(&self, error: &io::Error) {
@@ -350,9 +356,8 @@ impl BlockDriver for FileDriver {
     }
 
     async fn resize(&self, len: u64) -> Result<()> {
-        if self.kind == FileKind::BlockDevice {
-            let context = format!("'{}' is a device and keeps its size", self.path);
-            return Err(Error::new(ErrorKind::Unsupported, context));
+        if self.is_device() {
+            return self.follow_device(len);
         }
         self.known_data.take();
         let resized = self.io.blocking(move |fd| File::from(fd.try_clone_to_owned()?).set_len(len));
