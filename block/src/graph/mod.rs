@@ -27,6 +27,8 @@ use crate::executor::Executor;
 use crate::filter::mirror_top::MirrorTop;
 use crate::node::{BlockNode, NodeInner, NodeOptions};
 use crate::notify::Notify;
+use crate::protocol::file::FileDriver;
+use crate::protocol::nbd::NbdDriver;
 
 pub use bitmaps::{BitmapChange, BitmapOptions, BitmapSource};
 pub use drain::Drained;
@@ -255,7 +257,7 @@ impl BlockGraph {
     }
 
     /// Takes a node out that nobody uses, after it and all that goes with it was written out and left
-    /// clean.
+    /// clean. Where that can never be done any more, it is taken out as it is.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let find = || {
             self.node(name).ok_or_else(|| {
@@ -266,7 +268,15 @@ impl BlockGraph {
         let node = find()?;
         self.check_removable(&node)?;
         // Formats leave their images as the next program likes to find them.
-        let given_up = ownership::give_up(&self.goes_with(&node)).await?;
+        let going = self.goes_with(&node);
+        let given_up = match ownership::give_up(&going).await {
+            Err(error) if going.iter().any(BlockNode::is_lost) => {
+                tracing::warn!("node '{name}' is removed as it is: {error}");
+                Vec::new()
+            }
+            given_up => given_up?,
+        };
+        drop(going);
         if let Err(error) = self.check_removable(&node) {
             // Somebody has begun to use it meanwhile.
             ownership::take_back(&given_up).await?;
@@ -372,6 +382,13 @@ impl BlockNode {
             _ => None,
         };
         self.0.live_parents().iter().find_map(filter).unwrap_or_else(|| self.clone())
+    }
+
+    /// Whether what was written to it can never be made durable: whoever flushed it has been told, or has
+    /// given it up.
+    fn is_lost(&self) -> bool {
+        self.driver().is_some_and(NbdDriver::is_abandoned)
+            || self.driver().is_some_and(FileDriver::has_lost)
     }
 
     /// The job that holds this node, by its id.

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::clock::Clock;
+use crate::graph::BlockGraph;
+use crate::node::NodeOptions;
 
 #[test]
 fn what_the_page_cache_has_lost_is_never_promised_again() {
@@ -25,4 +27,25 @@ fn what_the_page_cache_has_lost_is_never_promised_again() {
             }
         });
     }
+}
+
+#[test]
+fn a_file_whose_flush_failed_can_be_closed_and_opened_anew() {
+    let directory = tempfile::tempdir_in(".").unwrap();
+    let path = directory.path().join("disk.img");
+    std::fs::write(&path, [7; 4096]).unwrap();
+    let executor = Executor::new(Clock::real()).unwrap();
+    executor.block_on(async {
+        let graph = BlockGraph::new(executor.clone());
+        for _ in 0..2 {
+            let mode = FileMode { locking: Locking::On, ..FileMode::default() };
+            let file = FileDriver::open(&executor, &path, mode).await.unwrap();
+            let node = graph.add(Some("disk"), file, NodeOptions::default()).await.unwrap();
+            node.flush().await.unwrap();
+            node.driver::<FileDriver>().unwrap().lose(&io::Error::from_raw_os_error(libc::EIO));
+            assert!(node.flush().await.is_err());
+            drop(node);
+            graph.remove("disk").await.unwrap();
+        }
+    });
 }

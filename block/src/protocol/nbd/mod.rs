@@ -169,6 +169,11 @@ impl NbdDriver {
         NbdDriver { session, options, limits, len: Cell::new(whole_sectors(facts.size)) }
     }
 
+    /// Whether its connections were given up; see [`abandon`].
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.session.is_over()
+    }
+
     /// Takes the length over that the server's disk has now.
     pub(crate) async fn refresh_len(&self) -> Result<()> {
         self.session.look_again().await?;

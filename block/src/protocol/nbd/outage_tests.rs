@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::*;
 use crate::clock::Clock;
-use crate::executor::{Executor, Task};
+use crate::executor::{Executor, Task, within};
 use crate::net::SocketAddress;
 use crate::open::{BlockdevOptions, DriverOptions};
 use crate::testing::have_tool;
@@ -162,6 +162,30 @@ fn a_server_that_takes_for_ever_can_be_given_up() {
         for request in requests {
             let waited = failed_after(rig, request).await;
             assert!(waited < Duration::from_secs(2), "{waited:?}");
+        }
+        // Nothing of it can be written out any more, which keeps nobody from removing it.
+        assert!(node.flush().await.is_err());
+        rig.graph.remove(node.name()).await.unwrap();
+        assert!(rig.graph.node(node.name()).is_some(), "this handle keeps it");
+    });
+}
+
+#[test]
+fn what_nobody_waits_for_is_not_sent_again() {
+    with_rig(async |rig| {
+        rig.serve(&["wdelay=600"]);
+        let node = rig.connect(30, 1).await;
+        let write = |at, byte| node.write(at, IoBuf::from_vec(&[byte; 512]), WriteFlags::NONE);
+        let soon = Duration::from_millis(200);
+        // One is under way when it is given up, the other finds no server.
+        assert!(within(&rig.executor, soon, write(0, 1)).await.is_none());
+        rig.kill();
+        assert!(within(&rig.executor, soon, write(512, 2)).await.is_none());
+        rig.serve(&[]);
+        write(1024, 3).await.unwrap();
+        rig.pause(100).await;
+        for (at, byte) in [(0, 7), (512, 7), (1024, 3)] {
+            assert_eq!(rig.read(&node, at).await.unwrap(), [byte; 512]);
         }
     });
 }

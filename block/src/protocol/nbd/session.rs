@@ -71,11 +71,11 @@ struct Entry {
     link: Option<u64>,
     outcome: Option<Result<Answer>>,
     waker: Option<Waker>,
-    /// Nobody waits for it any more.
+    /// Nobody waits for it any more: it only is there for the link's reply.
     detached: bool,
 }
 
-/// Waits for a request. Dropping it lets the request go on by itself.
+/// Waits for a request. Dropping it lets the request go on by itself, as far as it was sent.
 struct Waiting {
     session: Rc<Session>,
     key: usize,
@@ -231,17 +231,12 @@ impl Session {
         let place = self.links.borrow().iter().position(|link| link.id() == id);
         let Some(place) = place else { return };
         let link = self.links.borrow_mut().swap_remove(place);
-        let carried = self.unanswered(|link| link == Some(id));
+        let carried = self.take_back(id);
         if link.is_retired() && carried.is_empty() {
             return;
         }
         tracing::warn!("{}: {error}", self.target.options.filename());
         self.why.replace(Some(error));
-        for key in &carried {
-            if let Some(entry) = self.requests.borrow_mut().get_mut(*key) {
-                entry.link = None;
-            }
-        }
         if self.current_links() != 0 {
             carried.into_iter().for_each(|key| self.send(key));
             return;
@@ -266,6 +261,20 @@ impl Session {
                 }
             }));
         }
+    }
+
+    /// What a link carried and somebody still waits for. The rest is forgotten: sent again, a write that was
+    /// given up could overwrite what was written since.
+    fn take_back(&self, id: u64) -> Vec<usize> {
+        let mut carried = self.unanswered(|link| link == Some(id));
+        let mut requests = self.requests.borrow_mut();
+        carried.retain(|key| {
+            let entry = &mut requests[*key];
+            entry.link = None;
+            !entry.detached
+        });
+        requests.retain(|_, entry| !entry.detached || entry.link.is_some());
+        carried
     }
 
     fn unanswered(&self, which: impl Fn(Option<u64>) -> bool) -> Vec<usize> {
@@ -305,6 +314,11 @@ impl Session {
             link.shut_down();
         }
         self.fail_all();
+    }
+
+    /// Whether it was given up.
+    pub(super) fn is_over(&self) -> bool {
+        self.state.get() == State::Over
     }
 
     /// Takes leave of the server.
@@ -445,7 +459,8 @@ impl Drop for Waiting {
         }
         let mut requests = self.session.requests.borrow_mut();
         match requests.get_mut(self.key) {
-            Some(entry) if entry.outcome.is_none() => entry.detached = true,
+            // What no link carries will never be sent.
+            Some(entry) if entry.outcome.is_none() && entry.link.is_some() => entry.detached = true,
             Some(_) => drop(requests.remove(self.key)),
             None => {}
         }
