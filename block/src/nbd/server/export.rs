@@ -76,6 +76,11 @@ impl Export {
         self.options.name.as_deref().unwrap_or(&self.options.node_name)
     }
 
+    /// Tells it from others of its name.
+    pub(super) fn number(&self) -> u64 {
+        self.backend.id().0
+    }
+
     /// What a client is told of it.
     pub(super) fn offer(&self) -> Offer {
         let mut flags =
@@ -95,6 +100,7 @@ impl Export {
             }
         };
         Offer {
+            number: self.number(),
             name: self.name().to_owned(),
             description: self.options.description.clone(),
             size: self.backend.len(),

@@ -25,7 +25,7 @@ use crate::notify::Notify;
 
 use connection::Connection;
 pub use export::Export;
-use negotiate::{Catalogue, Offer};
+use negotiate::{Agreement, Catalogue, Offer};
 
 /// Where and how to serve.
 #[derive(Clone)]
@@ -256,7 +256,7 @@ impl Server {
             }
         };
         // It may have gone while the client was being told of it.
-        let Some(export) = self.find(&agreement.export) else { return };
+        let Some(export) = self.agreed(&agreement) else { return };
         let client = Connection::new(executor.clone(), stream, Rc::clone(&export), agreement);
         export.enter(&client);
         if let Err(error) = client.serve().await {
@@ -264,6 +264,15 @@ impl Server {
         }
         export.leave(&client);
         // `remove` waits for the last client to leave, and nothing of it may keep the node then.
+    }
+
+    /// The export that was agreed on, and not another that has its name now: what the client was told holds for
+    /// that one alone.
+    fn agreed(&self, agreement: &Agreement) -> Option<Rc<Export>> {
+        let exports = self.0.exports.borrow();
+        let agreed =
+            |export: &&Rc<Export>| !export.is_closing() && export.number() == agreement.export;
+        exports.iter().find(agreed).cloned()
     }
 
     /// The export a client means. The empty name means the only one, if there is just one.

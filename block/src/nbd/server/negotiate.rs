@@ -12,6 +12,8 @@ const PADDING: [u8; 124] = [0; 124];
 /// What a client is told of an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Offer {
+    /// Tells it from others that had its name before, or will.
+    pub(crate) number: u64,
     /// Its canonical name.
     pub(crate) name: String,
     pub(crate) description: Option<String>,
@@ -48,8 +50,8 @@ pub(crate) enum Encryption {
 /// What was agreed on for the transmission phase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Agreement {
-    /// Canonical name of the export.
-    pub(crate) export: String,
+    /// The number of the export.
+    pub(crate) export: u64,
     /// Its length as the client was told.
     pub(crate) size: u64,
     pub(crate) style: HeaderStyle,
@@ -76,7 +78,7 @@ pub(crate) struct Negotiation {
     no_zeroes: bool,
     style: HeaderStyle,
     /// The contexts that were selected last, and of which export.
-    contexts: Option<(String, Vec<u32>)>,
+    contexts: Option<(u64, Vec<u32>)>,
 }
 
 /// An error reply: its type and what people may read.
@@ -241,10 +243,10 @@ impl Negotiation {
 
     fn agree(&self, offer: &Offer) -> Agreement {
         let contexts = match &self.contexts {
-            Some((export, contexts)) if *export == offer.name => contexts.clone(),
+            Some((export, contexts)) if *export == offer.number => contexts.clone(),
             _ => Vec::new(),
         };
-        let (export, size) = (offer.name.clone(), offer.size);
+        let (export, size) = (offer.number, offer.size);
         Agreement { export, size, style: self.style, contexts }
     }
 
@@ -292,7 +294,7 @@ impl Negotiation {
             }
         }
         if set {
-            self.contexts = Some((offer.name, selected));
+            self.contexts = Some((offer.number, selected));
         }
         Ok(Step::Next)
     }

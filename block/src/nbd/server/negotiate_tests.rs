@@ -4,6 +4,9 @@ use crate::testing::Rng;
 
 struct Shop(Vec<Offer>);
 
+/// The number of export 'a'.
+const A: u64 = 5;
+
 impl Catalogue for Shop {
     fn offers(&self) -> Vec<Offer> {
         self.0.clone()
@@ -15,7 +18,8 @@ impl Catalogue for Shop {
 }
 
 fn shop() -> Shop {
-    let offer = |name: &str, contexts: &[&str]| Offer {
+    let offer = |number: u64, name: &str, contexts: &[&str]| Offer {
+        number,
         name: name.to_owned(),
         description: Some(format!("about {name}")),
         size: 1 << 20,
@@ -24,15 +28,24 @@ fn shop() -> Shop {
         contexts: contexts.iter().map(|context| (*context).to_owned()).collect(),
     };
     Shop(vec![
-        offer("a", &["base:allocation", "qemu:dirty-bitmap:b0", "qemu:allocation-depth"]),
-        offer("b", &["base:allocation"]),
+        offer(A, "a", &["base:allocation", "qemu:dirty-bitmap:b0", "qemu:allocation-depth"]),
+        offer(6, "b", &["base:allocation"]),
     ])
 }
 
 /// Sends one option; the replies as type and data, and what is to be done.
 fn ask(negotiation: &mut Negotiation, option: u32, data: &[u8]) -> (Vec<(u32, Vec<u8>)>, Step) {
+    ask_in(&shop(), negotiation, option, data)
+}
+
+fn ask_in(
+    shop: &Shop,
+    negotiation: &mut Negotiation,
+    option: u32,
+    data: &[u8],
+) -> (Vec<(u32, Vec<u8>)>, Step) {
     let mut out = Vec::new();
-    let step = negotiation.option(option, data, &shop(), &mut out);
+    let step = negotiation.option(option, data, shop, &mut out);
     let mut replies = Vec::new();
     let mut rest = &out[..];
     while let Some((header, after)) = rest.split_at_checked(REPLY_HEADER) {
@@ -82,7 +95,7 @@ fn go_describes_the_export_and_begins() {
     assert_eq!(replies[2].1, [0, 3, 0, 0, 0, 1, 0, 0, 16, 0, 2, 0, 0, 0]);
     assert_eq!(replies[3].1, [0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0x81]);
     let Step::Transmit(agreement) = step else { panic!("{step:?}") };
-    assert_eq!((agreement.export.as_str(), agreement.style), ("a", HeaderStyle::Structured));
+    assert_eq!((agreement.export, agreement.style), (A, HeaderStyle::Structured));
     assert!(agreement.contexts.is_empty());
 }
 
@@ -216,4 +229,19 @@ fn no_option_makes_it_panic_or_answer_without_bound() {
             }
         }
     }
+}
+
+/// The numbers of contexts are places in the list of an export: another one of its name has other bitmaps there.
+#[test]
+fn contexts_of_an_export_that_is_replaced_meanwhile_are_forgotten() {
+    let mut negotiation = plain();
+    ask(&mut negotiation, opt::STRUCTURED_REPLY, &[]);
+    let data = query("a", &["qemu:dirty-bitmap:b0"]);
+    assert_eq!(ask(&mut negotiation, opt::SET_META_CONTEXT, &data).0.len(), 2);
+    let mut later = shop();
+    later.0[0].number = 7;
+    later.0[0].contexts[1] = "qemu:dirty-bitmap:b1".to_owned();
+    let (_, step) = ask_in(&later, &mut negotiation, opt::GO, &go("a", &[]));
+    let Step::Transmit(agreement) = step else { panic!("{step:?}") };
+    assert_eq!((agreement.export, agreement.contexts), (7, Vec::new()));
 }
