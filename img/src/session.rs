@@ -132,7 +132,9 @@ impl Session {
         executor.block_on(async {
             objects.load(&session).await?;
             let result = command(&session).await;
-            session.close().await.and(result)
+            let closed = session.close().await;
+            // What went wrong first explains the rest.
+            result.and_then(|output| closed.map(|()| output))
         })
     }
 
@@ -140,7 +142,7 @@ impl Session {
     async fn close(&self) -> Result<()> {
         let holds = |node: &BlockNode| node.format() == "qcow2" && !node.is_read_only();
         if self.graph.nodes().iter().any(holds) {
-            self.graph.inactivate_all().await?;
+            self.graph.close_all().await?;
         }
         Ok(())
     }

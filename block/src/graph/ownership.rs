@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 
+use super::drain::reaches;
 use super::{BlockGraph, perms};
 use crate::backend::{BackendKind, BlockBackend};
 use crate::edge::{Edge, EdgePerms, Parent, PermRule, Perms};
@@ -126,7 +127,39 @@ impl BlockGraph {
         self.inactivate_nodes(nodes.into_iter().rev().collect()).await
     }
 
-    /// The same for `node` and for those below it that no other active node uses.
+    /// The end: makes everything durable and gives every node up. Images that have nothing to do with each other
+    /// go side by side, so that storage that fails or does not answer keeps nothing from the others.
+    ///
+    /// # Errors
+    /// Something could not be made durable. All that could be done was done.
+    pub async fn close_all(&self) -> Result<()> {
+        let mut parents_first = children_first(&self.nodes());
+        parents_first.reverse();
+        let close = |nodes| {
+            let graph = self.clone();
+            self.executor().spawn(async move { graph.close_together(nodes).await })
+        };
+        let closing: Vec<_> = separate(parents_first).into_iter().map(close).collect();
+        let mut result = Ok(());
+        for closed in closing {
+            result = result.and(closed.await);
+        }
+        result
+    }
+
+    async fn close_together(&self, parents_first: Vec<BlockNode>) -> Result<()> {
+        let drained = self.drain_nodes(parents_first.clone(), &[]).await;
+        let mut result = Ok(());
+        for node in &parents_first {
+            let given_up = give_up(std::slice::from_ref(node)).await;
+            result = result.and(given_up.map(drop));
+        }
+        drop(drained);
+        result
+    }
+
+    /// [`inactivate_all`](Self::inactivate_all) for `node` and for those below it that no other active node
+    /// uses.
     ///
     /// # Errors
     /// `Busy` if somebody writes to one of them, or an active node is over `node`.
@@ -183,6 +216,22 @@ impl BlockGraph {
         }
         going
     }
+}
+
+/// `nodes`, in their order, in parts that do not reach each other.
+fn separate(nodes: Vec<BlockNode>) -> Vec<Vec<BlockNode>> {
+    let mut parts: Vec<Vec<BlockNode>> = Vec::new();
+    for node in nodes {
+        let meets = |part: &Vec<BlockNode>| {
+            part.iter().any(|other| reaches(other, &node) || reaches(&node, other))
+        };
+        let (met, apart): (Vec<_>, Vec<_>) = parts.into_iter().partition(meets);
+        parts = apart;
+        let mut part = met.concat();
+        part.push(node);
+        parts.push(part);
+    }
+    parts
 }
 
 /// `nodes` and all below them, each after everything below it.

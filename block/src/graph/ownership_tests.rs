@@ -1,6 +1,35 @@
 use super::super::test_rig::Rig;
+use crate::filter::blkdebug::{BlkdebugOptions, InjectError, IoType};
 use crate::format::qcow2::BackingRef;
-use crate::open::BlockdevRef;
+use crate::open::{BlockdevOptions, BlockdevRef, DriverOptions};
+
+/// A node that cannot be flushed.
+fn bad(rig: &Rig) {
+    rig.raw("bad");
+    let mut options = BlkdebugOptions::new(BlockdevRef::Name("bad".into()));
+    options.inject_error.push(InjectError::every(IoType::Flush));
+    rig.open(BlockdevOptions::new(DriverOptions::Blkdebug(options)));
+}
+
+#[test]
+fn in_the_end_an_image_that_fails_keeps_nothing_from_the_others() {
+    for bad_is_last in [false, true] {
+        let rig = Rig::new();
+        if !bad_is_last {
+            bad(&rig);
+        }
+        let base = rig.raw("base");
+        let top = rig.image("top", "base", BackingRef::Node(BlockdevRef::Name("base".into())));
+        rig.write(&rig.export(&top), 0, 7);
+        if bad_is_last {
+            bad(&rig);
+        }
+        let error = rig.run(rig.graph.close_all()).unwrap_err();
+        assert!(error.to_string().starts_with("cannot flush node '#block"), "{error}");
+        assert!(!top.is_active() && !base.is_active());
+        assert!(!rig.graph.node("bad").unwrap().is_active(), "what is below was given up");
+    }
+}
 
 #[test]
 fn a_node_is_given_up_and_taken_back_alone() {
