@@ -20,6 +20,8 @@ struct Strict {
     zeroes: bool,
     calls: Cell<u32>,
     fail_writes: Cell<bool>,
+    /// Pauses that the next write makes before it lands.
+    slow: Cell<u32>,
 }
 
 impl Strict {
@@ -34,6 +36,18 @@ impl Strict {
 
     async fn pause(&self) {
         self.executor.sleep(std::time::Duration::from_micros(10)).await;
+    }
+
+    async fn land(&self, at: u64, from: IoBuf) -> Result<()> {
+        for _ in 0..self.slow.replace(1) {
+            self.pause().await;
+        }
+        if self.fail_writes.get() {
+            return Err(Error::from_errno(libc::ENOSPC, "full"));
+        }
+        self.fill(at..at + from.len() as u64, &from.to_vec());
+        self.pause().await;
+        Ok(())
     }
 
     fn fill(&self, range: Range<u64>, from: &[u8]) {
@@ -73,13 +87,9 @@ impl BlockDriver for Rc<Strict> {
     async fn write(&self, at: u64, from: IoBuf, _flags: WriteFlags) -> Result<()> {
         self.check(&(at..at + from.len() as u64), self.limits.max_transfer);
         assert!(from.is_aligned(self.limits.memory_alignment as usize), "memory");
-        self.pause().await;
-        if self.fail_writes.get() {
-            return Err(Error::from_errno(libc::ENOSPC, "full"));
-        }
-        self.fill(at..at + from.len() as u64, &from.to_vec());
-        self.pause().await;
-        Ok(())
+        // It lands whether somebody waits for it or not, as in the kernel.
+        let disk = Rc::clone(self);
+        self.executor.spawn(async move { disk.land(at, from).await }).await
     }
     async fn write_zeroes(&self, range: Range<u64>, _flags: WriteFlags) -> Result<()> {
         if !self.zeroes {
@@ -140,6 +150,7 @@ fn node(len: usize, limits: Limits, options: NodeOptions) -> (Executor, BlockNod
         zeroes: true,
         calls: Cell::new(0),
         fail_writes: Cell::new(false),
+        slow: Cell::new(1),
     });
     let graph = BlockGraph::new(executor.clone());
     let node = executor.block_on(graph.add(Some("n0"), Rc::clone(&driver), options)).unwrap();
@@ -224,6 +235,26 @@ fn writers_in_one_block_at_once_lose_nothing() {
         executor.block_on(writer).unwrap();
     }
     assert!(driver.bytes.borrow()[..4096] == model[..4096]);
+}
+
+#[test]
+fn a_write_that_was_given_up_takes_nothing_of_its_block_back() {
+    let (executor, node, driver) = node(4096, limits(512, 1, 4096), NodeOptions::default());
+    let write = |at: u64, byte: u8| {
+        let node = node.clone();
+        executor.spawn(async move {
+            node.write(at, IoBuf::from_vec(&[byte; 10]), WriteFlags::NONE).await
+        })
+    };
+    executor.block_on(async {
+        driver.slow.set(100);
+        let given_up = write(0, 201);
+        executor.sleep(std::time::Duration::from_micros(100)).await;
+        assert!(given_up.cancel().await.is_none(), "it was not under way");
+        write(20, 202).await.unwrap();
+        executor.sleep(std::time::Duration::from_millis(10)).await;
+    });
+    assert_eq!(driver.bytes.borrow()[20..30], [202; 10]);
 }
 
 #[test]
@@ -341,6 +372,7 @@ fn zeroes_that_must_be_cheap_are_refused_where_they_are_not() {
         zeroes: false,
         calls: Cell::new(0),
         fail_writes: Cell::new(false),
+        slow: Cell::new(1),
     };
     drop(disk);
     let (strict, graph) = (Rc::new(strict), BlockGraph::new(executor.clone()));

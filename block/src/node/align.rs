@@ -87,7 +87,15 @@ impl BlockNode {
             }
             for piece in self.pieces(piece.wanted, BOUNCE_LIMIT.min(self.0.limits.max_transfer)) {
                 let part = from.slice(span(&piece.wanted, at));
-                self.write_bounced(piece, part, flags).await?;
+                if piece.is_aligned() {
+                    self.write_bounced(piece, part, flags).await?;
+                    continue;
+                }
+                // In a task of its own. Given up half way it would let others write to the block, and the
+                // kernel might still put back what was there before them.
+                let node = self.clone();
+                let cycle = async move { node.write_bounced(piece, part, flags).await };
+                self.0.executor.spawn(cycle).await?;
             }
         }
         Ok(())
