@@ -324,14 +324,9 @@ impl Image {
         if header.geometry.version() == Version::V2 {
             header.extensions.generation = None;
         }
-        let bytes = header.serialise()?;
-        let used = bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count();
-        // Whole sectors, and no more of them than say anything: a torn write breaks nothing else.
-        let len = used.next_multiple_of(512).max(512).min(bytes.len());
-        self.file.flush().await?;
+        self.check_overlap(&(0..header.serialise()?.len() as u64), Some(Kind::Header))?;
         self.header_unsure.set(true);
-        self.write_metadata(0, &bytes[..len], Kind::Header).await?;
-        self.file.flush().await?;
+        header.store(&self.file).await?;
         self.header_unsure.set(false);
         self.header.replace(header);
         Ok(())

@@ -195,15 +195,12 @@ impl<'a> AtRest<'a> {
         let mut header = Header::load(self.file).await?;
         header.incompatible = self.header.incompatible;
         header.autoclear = self.header.autoclear;
-        write_at(self.file, 0, &header.serialise()?).await?;
-        self.file.flush().await
+        header.store(self.file).await
     }
 
     /// Makes the header durable, and everything written before it.
     pub(super) async fn write_header(&self) -> Result<()> {
-        self.file.flush().await?;
-        write_at(self.file, 0, &self.header.serialise()?).await?;
-        self.file.flush().await
+        self.header.store(self.file).await
     }
 
     /// The refcount block `index`, if there is one.

@@ -22,7 +22,7 @@ mod report;
 mod snapshots;
 mod walk;
 
-use super::container::{name_of, write_at};
+use super::container::name_of;
 use super::header::{Autoclear, Header, Incompatible};
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
@@ -173,8 +173,7 @@ async fn mark_good(file: &Edge, mut header: Header) -> Result<()> {
     if header.incompatible.0 & bad.0 != 0 || header.autoclear != known {
         header.incompatible = header.incompatible.with(bad, false);
         header.autoclear = known;
-        write_at(file, 0, &header.serialise()?).await?;
-        file.flush().await?;
+        header.store(file).await?;
     }
     Ok(())
 }

@@ -45,13 +45,11 @@ pub(super) async fn rebuild(walk: &Walk<'_>) -> Result<Header> {
         table[usize::try_from(index).unwrap_or(usize::MAX)] = at;
     }
     write_words(walk.file, offset_of(base), &table).await?;
-    walk.file.flush().await?;
 
     let mut header = walk.header.clone();
     header.refcount_table_offset = offset_of(base);
     header.refcount_table_clusters = u32::try_from(plan.table_clusters).unwrap_or(u32::MAX);
-    write_at(walk.file, 0, &header.serialise()?).await?;
-    walk.file.flush().await?;
+    header.store(walk.file).await?;
     Ok(header)
 }
 

@@ -137,6 +137,19 @@ impl Extensions {
     }
 }
 
+/// How many bytes of the area say anything, its end mark included.
+pub(super) fn used(area: &[u8]) -> usize {
+    let mut reader = Reader::new(area);
+    while let Some(kind) = reader.u32() {
+        let len = reader.u32().unwrap_or(0) as usize;
+        if kind == END || reader.take(len).is_none() {
+            break;
+        }
+        reader.take(padding(len).len().min(reader.left()));
+    }
+    area.len() - reader.left()
+}
+
 impl BitmapsExtension {
     const LEN: usize = 24;
 

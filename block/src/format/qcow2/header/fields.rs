@@ -149,6 +149,13 @@ impl Fields {
         Ok(end)
     }
 
+    /// Where the backing file name ends; 0 without one.
+    pub(super) fn name_end(&self) -> usize {
+        let end = self.backing_offset.saturating_add(self.backing_len.into());
+        let named = self.backing_offset != 0 && self.backing_len != 0;
+        if named { usize::try_from(end).unwrap_or(usize::MAX) } else { 0 }
+    }
+
     /// The backing file name in the first cluster.
     pub(super) fn backing_name(
         &self,

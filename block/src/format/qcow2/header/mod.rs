@@ -4,6 +4,7 @@
 mod extension;
 mod feature;
 mod fields;
+mod rewrite;
 
 use super::geometry::Geometry;
 use crate::buf::IoBuf;
@@ -153,10 +154,15 @@ impl Header {
     /// # Errors
     /// `NoSpace` if they do not fit into a cluster.
     pub fn serialise(&self) -> Result<Vec<u8>> {
+        // In a small cluster the names of the features would leave little room for what matters.
+        let is_large = self.geometry.cluster_len() >= 4096;
+        self.serialise_with(is_large && self.geometry.version() == Version::V3)
+    }
+
+    /// The same, with the names of the features or without.
+    fn serialise_with(&self, names: bool) -> Result<Vec<u8>> {
         let size = self.geometry.cluster_len();
         let version = self.geometry.version();
-        // In a small cluster the names of the features would leave little room for what matters.
-        let names = version == Version::V3 && size >= 4096;
         let area = self.extensions.serialise(names);
         let fields_len = Fields::length(version, &self.more_fields);
         let name = self.backing_file.as_deref().unwrap_or_default();
