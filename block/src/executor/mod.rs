@@ -8,6 +8,7 @@
 //! With a simulated clock nothing here depends on real time: [`Executor::block_on`] moves the
 //! clock to the next timer whenever every task waits.
 
+mod carried;
 mod poll;
 mod race;
 mod reactor;
@@ -27,6 +28,7 @@ use crate::clock::{Clock, duration_ns};
 use crate::error::Result;
 use crate::io::{Engine, RingChoice};
 
+pub(crate) use carried::Carried;
 pub(crate) use poll::DEFAULT_POLL_MAX_NS;
 pub use poll::{Poller, PollerGuard};
 pub(crate) use race::race;

@@ -1,10 +1,13 @@
 //! [`SimDisk`]: a disk in memory whose latency, faults and crashes come from a seed.
 //!
 //! It behaves as badly as a real disk may: a write reaches the medium in pieces, somewhere between its
-//! start and its end; a read takes its bytes in pieces too; what was not flushed may or may not survive
-//! a crash, sector by sector.
+//! start and its end, also when nobody waits for it any more; a read takes its bytes in pieces too; what
+//! was not flushed may or may not survive a crash, sector by sector.
+
+mod ops;
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -204,6 +207,14 @@ impl SimDisk {
         self.0.counts.get()
     }
 
+    /// What changes the disk, as a task of its own: who gives a request up does not stop it.
+    async fn carry<F>(&self, work: impl FnOnce(Rc<State>) -> F) -> Result<()>
+    where
+        F: Future<Output = Result<()>> + 'static,
+    {
+        self.0.executor.spawn(work(Rc::clone(&self.0))).await
+    }
+
     /// Operations under way now.
     pub fn under_way(&self) -> u64 {
         self.0.under_way.get()
@@ -217,149 +228,9 @@ impl Medium {
     }
 }
 
-impl State {
-    /// Part of an operation's time.
-    async fn delay(&self) {
-        let Range { start, end } = self.options.latency;
-        let spread = u64::try_from((end - start).as_nanos()).unwrap_or(u64::MAX);
-        let extra = Duration::from_nanos(self.rng.borrow_mut().below(spread.max(1)));
-        let whole = start + extra;
-        if !whole.is_zero() {
-            self.executor.sleep(whole / 2).await;
-        }
-    }
-
-    /// The start of an operation: its delay, then the fault it meets, if any.
-    async fn begin(&self, op: SimOp, range: &Range<u64>) -> Result<UnderWay<'_>> {
-        let changes = matches!(op, SimOp::Write | SimOp::Zeroes | SimOp::Discard);
-        let under_way = UnderWay::new(self, range.clone(), changes);
-        let mut counts = self.counts.get();
-        let bytes = range.end - range.start;
-        match op {
-            SimOp::Read => counts.reads = (counts.reads.0 + 1, counts.reads.1 + bytes),
-            SimOp::Write => counts.writes = (counts.writes.0 + 1, counts.writes.1 + bytes),
-            SimOp::Zeroes => counts.zeroes = (counts.zeroes.0 + 1, counts.zeroes.1 + bytes),
-            SimOp::Flush | SimOp::Map | SimOp::Discard => {}
-        }
-        counts.deepest = counts.deepest.max(self.under_way.get());
-        self.counts.set(counts);
-        if range.end > self.medium.borrow().bytes.len() as u64 {
-            return Err(Error::new(ErrorKind::OutOfRange, "past the end of the simulated disk"));
-        }
-        let effect = Fault::strike(&mut self.faults.borrow_mut(), op, range);
-        self.delay().await;
-        match effect {
-            None => {}
-            Some(Effect::Delay(duration)) => self.executor.sleep(duration).await,
-            Some(Effect::Hang) => {
-                let before = self.releases.get();
-                self.changed.wait_until(|| self.releases.get() != before || under_way.lost()).await;
-            }
-            Some(Effect::Fail(kind)) => {
-                if op == SimOp::Write && self.rng.borrow_mut().one_in(2) {
-                    under_way.torn.set(Some(kind));
-                } else {
-                    return Err(injected(kind, op));
-                }
-            }
-        }
-        under_way.check()?;
-        Ok(under_way)
-    }
-
-    /// A place to tear a transfer of `len` bytes at.
-    fn tear(&self, len: usize) -> usize {
-        let sectors = (len / SECTOR) as u64;
-        usize::try_from(self.rng.borrow_mut().below(sectors + 1)).unwrap_or(0) * SECTOR
-    }
-
-    fn put(&self, at: u64, bytes: &[u8], data: bool) {
-        let mut medium = self.medium.borrow_mut();
-        let range = usize_range(at, bytes.len());
-        medium.bytes[range.clone()].copy_from_slice(bytes);
-        medium.unflushed.push(range);
-        let touched = at..at + bytes.len() as u64;
-        if data { medium.data.mark(touched) } else { medium.data.clear(touched) }
-    }
-
-    /// Puts `bytes` in two pieces with time between them.
-    async fn put_torn(&self, at: u64, bytes: &[u8], data: bool, op: &UnderWay<'_>) -> Result<()> {
-        let tear = self.tear(bytes.len());
-        self.put(at, &bytes[..tear], data);
-        self.delay().await;
-        op.check()?;
-        if let Some(kind) = op.torn.get() {
-            return Err(injected(kind, SimOp::Write));
-        }
-        self.put(at + tear as u64, &bytes[tear..], data);
-        Ok(())
-    }
-
-    fn make_durable(&self) {
-        let mut medium = self.medium.borrow_mut();
-        let Medium { bytes, durable, unflushed, .. } = &mut *medium;
-        durable.resize(bytes.len(), 0);
-        for range in unflushed.drain(..) {
-            let range = range.start.min(bytes.len())..range.end.min(bytes.len());
-            durable[range.clone()].copy_from_slice(&bytes[range]);
-        }
-    }
-}
-
-fn injected(kind: ErrorKind, op: SimOp) -> Error {
-    Error::from_errno(kind.errno(), format!("injected fault in {op:?}")).with_kind(kind)
-}
-
 fn usize_range(at: u64, len: usize) -> Range<usize> {
     let start = usize::try_from(at).unwrap_or(usize::MAX);
     start..start.saturating_add(len)
-}
-
-/// Counts an operation while it is under way.
-struct UnderWay<'a> {
-    state: &'a State,
-    epoch: u64,
-    /// What it changes.
-    writes: Option<Range<u64>>,
-    /// The write fails after part of it reached the medium.
-    torn: Cell<Option<ErrorKind>>,
-}
-
-impl<'a> UnderWay<'a> {
-    fn new(state: &'a State, range: Range<u64>, changes: bool) -> UnderWay<'a> {
-        state.under_way.set(state.under_way.get() + 1);
-        if changes {
-            let mut writing = state.writing.borrow_mut();
-            let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
-            let mut counts = state.counts.get();
-            counts.overlaps += u64::from(writing.iter().any(overlaps));
-            state.counts.set(counts);
-            writing.push(range.clone());
-        }
-        let writes = changes.then_some(range);
-        UnderWay { state, epoch: state.epoch.get(), writes, torn: Cell::new(None) }
-    }
-
-    fn lost(&self) -> bool {
-        self.epoch != self.state.epoch.get()
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.lost() {
-            return Err(Error::new(ErrorKind::Disconnected, "the simulated disk lost power"));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.state.under_way.set(self.state.under_way.get() - 1);
-        let mut writing = self.state.writing.borrow_mut();
-        if let Some(at) = writing.iter().position(|range| Some(range) == self.writes.as_ref()) {
-            writing.swap_remove(at);
-        }
-    }
 }
 
 impl BlockDriver for SimDisk {
@@ -398,44 +269,19 @@ impl BlockDriver for SimDisk {
     }
 
     async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
-        let op = self.0.begin(SimOp::Write, &(at..at + from.len() as u64)).await?;
-        // The bytes are looked at only now, late, as a disk's DMA does.
-        self.0.put_torn(at, &from.to_vec(), true, &op).await?;
-        if flags.fua {
-            self.0.make_durable();
-        }
-        Ok(())
+        self.carry(|state| async move { state.write(at, from, flags).await }).await
     }
 
     async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
-        let op = self.0.begin(SimOp::Zeroes, &range).await?;
-        let zeroes = vec![0; usize_of(range.end - range.start)];
-        self.0.put_torn(range.start, &zeroes, !flags.may_unmap, &op).await?;
-        if flags.fua {
-            self.0.make_durable();
-        }
-        Ok(())
+        self.carry(|state| async move { state.write_zeroes(range, flags).await }).await
     }
 
     async fn discard(&self, range: Range<u64>) -> Result<()> {
-        let op = self.0.begin(SimOp::Discard, &range).await?;
-        let zeroes = vec![0; usize_of(range.end - range.start)];
-        // Half of the discards do nothing, as the contract allows.
-        if self.0.rng.borrow_mut().one_in(2) {
-            self.0.put_torn(range.start, &zeroes, false, &op).await?;
-        }
-        Ok(())
+        self.carry(|state| async move { state.discard(range).await }).await
     }
 
     async fn flush(&self) -> Result<()> {
-        let op = self.0.begin(SimOp::Flush, &(0..0)).await?;
-        self.0.make_durable();
-        self.0.delay().await;
-        op.check()?;
-        let mut counts = self.0.counts.get();
-        counts.flushes += 1;
-        self.0.counts.set(counts);
-        Ok(())
+        self.carry(|state| async move { state.flush().await }).await
     }
 
     async fn map(&self, range: Range<u64>) -> Result<Extent> {
@@ -460,16 +306,8 @@ impl BlockDriver for SimDisk {
         if len > LONGEST {
             return Err(Error::new(ErrorKind::NoSpace, "a simulated disk is in memory"));
         }
-        self.0.delay().await;
-        let mut medium = self.0.medium.borrow_mut();
-        let (old, len) = (medium.bytes.len(), usize_of(len));
-        // What a shorter file loses does not come back when it grows again.
-        medium.unflushed.push(old.min(len)..old.max(len));
-        medium.bytes.resize(len, 0);
-        medium.set_data_len();
-        Ok(())
+        self.carry(|state| async move { state.resize(len).await }).await
     }
-
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {
         Ok(())
     }

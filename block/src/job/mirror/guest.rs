@@ -5,7 +5,9 @@
 //! first waits for everything that works on its granules (rule 3), and it is copied, because the guest
 //! may change its buffer between the two writes (rule 6).
 
+use std::future::Future;
 use std::ops::Range;
+use std::rc::Rc;
 
 use super::copy;
 use super::state::Mirror;
@@ -13,13 +15,13 @@ use crate::buf::IoBuf;
 use crate::driver::{ExtentKind, WriteFlags};
 use crate::edge::Edge;
 use crate::error::{Error, Result};
-use crate::executor::race;
+use crate::executor::{Carried, race};
 use crate::job::IoOperation;
 use crate::ranges::RangeGuard;
 
 /// A guest writes `from` at `at`.
 pub(crate) async fn write(
-    mirror: &Mirror,
+    mirror: &Rc<Mirror>,
     source: &Edge,
     target: &Edge,
     at: u64,
@@ -35,15 +37,16 @@ pub(crate) async fn write(
     bounced.copy_from_buf(&from);
     source.write(at, bounced.clone(), flags).await?;
     mirror.target_data.borrow_mut().mark(range);
-    let through = target.write(at, bounced, WriteFlags::NONE);
-    change.finish(race(through, mirror.ctx.cancelled()).await);
+    let edge = target.clone();
+    let half = async move { edge.write(at, bounced, WriteFlags::NONE).await };
+    change.finish(through(mirror, half).await);
     drop(held);
     Ok(())
 }
 
 /// A guest makes `range` zero.
 pub(crate) async fn write_zeroes(
-    mirror: &Mirror,
+    mirror: &Rc<Mirror>,
     source: &Edge,
     target: &Edge,
     range: Range<u64>,
@@ -54,8 +57,7 @@ pub(crate) async fn write_zeroes(
         return source.write_zeroes(range, flags).await;
     };
     source.write_zeroes(range.clone(), flags).await?;
-    let through = copy::write_zeroes(mirror, target, range);
-    change.finish(race(through, mirror.ctx.cancelled()).await);
+    change.finish(zeroes_through(mirror, target, range).await);
     drop(held);
     Ok(())
 }
@@ -63,7 +65,7 @@ pub(crate) async fn write_zeroes(
 /// A guest needs `range` no longer. The source then reads as old data or as zeroes there, and so must the
 /// target: zeroes go through at once, anything else is left to the copier.
 pub(crate) async fn discard(
-    mirror: &Mirror,
+    mirror: &Rc<Mirror>,
     source: &Edge,
     target: &Edge,
     range: Range<u64>,
@@ -74,11 +76,34 @@ pub(crate) async fn discard(
     };
     source.discard(range.clone()).await?;
     if reads_as_zeroes(mirror, source, range.clone()).await {
-        let through = copy::write_zeroes(mirror, target, range);
-        change.finish(race(through, mirror.ctx.cancelled()).await);
+        change.finish(zeroes_through(mirror, target, range).await);
     }
     drop(held);
     Ok(())
+}
+
+async fn zeroes_through(
+    mirror: &Rc<Mirror>,
+    target: &Edge,
+    range: Range<u64>,
+) -> Option<Result<()>> {
+    let (whole, edge) = (Rc::clone(mirror), target.clone());
+    through(mirror, async move { copy::write_zeroes(&whole, &edge, range).await }).await
+}
+
+/// The target's half of a change; `None` if the job is cancelled over it. Then the guest goes on, but the
+/// target stays in use until it has answered: what comes late would destroy what the next one writes there.
+async fn through(
+    mirror: &Mirror,
+    half: impl Future<Output = Result<()>> + 'static,
+) -> Option<Result<()>> {
+    let pass = mirror.target.pass();
+    let half = Carried::new(mirror.ctx.executor(), async move {
+        let result = half.await;
+        drop(pass);
+        result
+    });
+    race(half, mirror.ctx.cancelled()).await
 }
 
 /// Waits for everything that works on the granules of `range`; `None` if writes do not go through, or

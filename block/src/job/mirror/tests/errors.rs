@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::rig::{KIB, MIB, Rig};
 use crate::error::ErrorKind;
-use crate::job::mirror::MirrorOptions;
+use crate::job::mirror::{self, MirrorOptions};
 use crate::job::{IoStatus, OnError};
 use crate::testing::{Effect, Fault, SimOp};
 
@@ -165,11 +165,11 @@ fn a_dead_target_holds_up_neither_cancel_nor_guest() {
             writing.await.unwrap();
             rig.write(KIB, 2, KIB).await.unwrap();
             assert_eq!(rig.device_node(), "src");
-            if !blocking {
-                // What has not come back still uses the target, and nobody else may.
-                let text = rig.graph.remove("dst").await.unwrap_err().to_string();
-                assert_eq!(text, "Node dst is in use");
-            }
+            // What has not come back still uses the target, and nobody else may.
+            let text = rig.graph.remove("dst").await.unwrap_err().to_string();
+            assert_eq!(text, "Node dst is in use");
+            let error = mirror::start(&rig.graph, rig.options()).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
             rig.target.heal();
             rig.sleep_ms(10).await;
             rig.assert_no_trace();

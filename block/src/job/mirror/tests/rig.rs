@@ -170,10 +170,11 @@ impl Rig {
         self.graph.nodes().iter().map(|node| node.name().to_owned()).collect()
     }
 
-    /// Waits until nobody who drains the graph keeps nodes that are not in it any more.
+    /// Waits until nobody who drains the graph keeps nodes that are not in it any more, and all has been
+    /// answered that a cancelled job has asked for.
     pub(super) async fn settled(&self) {
         for _ in 0..100 {
-            if self.node_names().len() == 2 {
+            if self.node_names().len() == 2 && self.graph.backends().len() == 1 {
                 return;
             }
             self.sleep_ms(1).await;
