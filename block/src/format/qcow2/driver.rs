@@ -138,7 +138,7 @@ impl Qcow2Driver {
         let image = &self.image;
         let writable = matches!(image.condition.get(), Condition::Clean | Condition::Changed);
         if writable {
-            image.begin_change().await?;
+            image.begin_change(None).await?;
             image.come_to_rest().await?;
         }
         image.gate.set_stale(true);

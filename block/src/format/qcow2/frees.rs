@@ -178,9 +178,7 @@ impl Image {
             self.regions.remove(cluster << bits);
             // At once: who searches for clusters without references while the next refcount is loaded
             // would find it, and it would be given out first and called free later.
-            if !self.gate.is_tainted() {
-                self.space.add_free(cluster..cluster + 1, zero);
-            }
+            self.space.add_free(cluster..cluster + 1, zero);
         }
         Ok(())
     }

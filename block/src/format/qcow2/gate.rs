@@ -1,6 +1,7 @@
 //! [`Gate`]: which requests are under way, and how to wait for them.
 //!
-//! Every request holds a [`Pass`] from before it looks anything up until its last byte has moved.
+//! Every request holds a [`Pass`] from before it looks anything up until its last byte has moved, also
+//! when nobody waits for that any more.
 //! Two things wait for passes:
 //!
 //! - an operation on the whole image (snapshot, check, resize, inactivation) *closes* the gate: it
@@ -26,7 +27,6 @@ struct State {
     generation: Cell<usize>,
     closed: Cell<bool>,
     stale: Cell<bool>,
-    tainted: Cell<bool>,
     changed: Notify,
 }
 
@@ -38,10 +38,6 @@ pub(super) struct Pass {
 
 /// The whole image, for one operation alone.
 pub(super) struct Closed(Gate);
-
-/// A write in place under way. Dropped before [`landed`](Self::landed), its caller has given it
-/// up, and the kernel may still be at work on it after its pass is gone.
-pub(super) struct InFlight<'a>(&'a Gate);
 
 impl Gate {
     /// Begins a request; `None` while the gate is closed, or what is in memory is stale.
@@ -90,16 +86,14 @@ impl Gate {
         state.generation.set(new);
         state.changed.wait_until(|| state.passes[old].get() == 0).await;
     }
+}
 
-    /// Marks the time in which a write in place is with the kernel.
-    pub(super) fn in_flight(&self) -> InFlight<'_> {
-        InFlight(self)
-    }
-
-    /// Whether a write was ever given up in flight: no cluster that is freed from then on may be
-    /// given to anybody else while this process lives.
-    pub(super) fn is_tainted(&self) -> bool {
-        self.0.tainted.get()
+impl Pass {
+    /// Another one for the same request: for a part of it that goes on when the rest is given up.
+    pub(super) fn again(&self) -> Pass {
+        let count = &self.gate.0.passes[self.generation];
+        count.set(count.get() + 1);
+        Pass { gate: self.gate.clone(), generation: self.generation }
     }
 }
 
@@ -111,19 +105,6 @@ impl Drop for Pass {
         if left == 0 {
             state.changed.notify_all();
         }
-    }
-}
-
-impl InFlight<'_> {
-    /// The write has ended, well or not.
-    pub(super) fn landed(self) {
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.0.tainted.set(true);
     }
 }
 

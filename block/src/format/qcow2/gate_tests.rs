@@ -51,10 +51,17 @@ fn a_grace_period_waits_for_those_who_were_inside_only() {
 }
 
 #[test]
-fn a_write_given_up_in_flight_is_remembered() {
+fn a_part_of_a_request_that_goes_on_is_waited_for() {
+    let executor = Executor::new(Clock::simulated()).unwrap();
     let gate = Gate::default();
-    gate.in_flight().landed();
-    assert!(!gate.is_tainted());
-    drop(gate.in_flight());
-    assert!(gate.is_tainted());
+    let pass = gate.try_enter().unwrap();
+    let part = pass.again();
+    drop(pass);
+    let waiting = gate.clone();
+    let grace = executor.spawn(async move { waiting.grace().await });
+    executor.run_until_stalled();
+    assert!(!grace.is_finished());
+    drop(part.again());
+    drop(part);
+    executor.block_on(grace);
 }

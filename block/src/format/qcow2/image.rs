@@ -223,23 +223,23 @@ impl Image {
     /// rest, or have been given up: only behind the gate is known whether there was a first change.
     pub(super) async fn enter_to_change(&self) -> Result<Pass> {
         let pass = self.enter().await?;
-        self.begin_change().await?;
+        self.begin_change(Some(pass.again())).await?;
         Ok(pass)
     }
 
     /// The same for what changes the whole image.
     pub(super) async fn close_to_change(&self) -> Result<Closed> {
         let closed = self.close().await?;
-        self.begin_change().await?;
+        self.begin_change(None).await?;
         Ok(closed)
     }
 
-    /// Refuses changes to an image that is not ours, or broken. Called behind the gate. Before the first change of all
-    /// the header says that there was one.
-    pub(super) async fn begin_change(&self) -> Result<()> {
+    /// Refuses changes to an image that is not ours, or broken. Called behind the gate, which `pass` keeps open if it
+    /// is not closed. Before the first change of all the header says that there was one.
+    pub(super) async fn begin_change(&self, pass: Option<Pass>) -> Result<()> {
         match self.condition.get() {
             Condition::Changed => Ok(()),
-            Condition::Clean => self.mark_changed().await,
+            Condition::Clean => self.mark_changed(pass).await,
             Condition::Corrupt => {
                 let text = format!("{} is marked corrupt and cannot be written", self.name());
                 Err(Error::new(ErrorKind::Corrupt, text))
@@ -253,7 +253,7 @@ impl Image {
 
     /// Advances the generation mark and clears the features that a writer would have to know, all
     /// in one write. Stored bitmaps miss what is written from now on, which they say before.
-    async fn mark_changed(&self) -> Result<()> {
+    async fn mark_changed(&self, pass: Option<Pass>) -> Result<()> {
         self.run(|image| async move {
             let guard = image.header_lock.lock(0..1, true).await;
             if image.condition.get() != Condition::Clean {
@@ -279,7 +279,7 @@ impl Image {
             if image.condition.get() == Condition::Clean {
                 image.condition.set(Condition::Changed);
             }
-            drop(guard);
+            drop((guard, pass));
             Ok(())
         })
         .await

@@ -31,7 +31,8 @@
 //!    wants lazy refcounts, and for as long as it takes to make or delete a snapshot: the flags in
 //!    the tables that repeat refcounts cannot change together with them.
 //! 4. Entries of a guest cluster change under its lock, in one go without an await; everything that
-//!    changes tables runs as a task of its own and is never given up half way.
+//!    changes tables runs as a task of its own and is never given up half way. What goes on when its
+//!    caller has given up, a task or a write in the kernel, keeps a pass to its end (`gate`).
 //! 5. An image that is not active is never written, and nothing that was read before it became
 //!    active is believed afterwards.
 //! 6. What is in memory is never behind the file: after an operation on the image as a whole no

@@ -13,12 +13,14 @@
 
 use super::alloc::Need;
 use super::entry::{Cluster, L2Entry, Parts};
+use super::gate::Pass;
 use super::image::{Condition, Image};
 use super::map::{Mapping, Place, What};
 use super::read::all;
 use crate::buf::IoBuf;
 use crate::driver::{LocalBoxFuture, WriteFlags};
 use crate::error::Result;
+use crate::executor::Carried;
 
 impl Image {
     /// Writes `from` at `at`.
@@ -36,27 +38,42 @@ impl Image {
             Some((host, len)) if len == from.len() as u64 => {
                 // Durable by itself if the entries are.
                 let fua = flags.fua && !self.map.is_dirty();
-                self.write_in_place(host, from, WriteFlags { fua, ..WriteFlags::NONE }).await?;
+                let how = WriteFlags { fua, ..WriteFlags::NONE };
+                self.write_in_place(host, from, how, &pass)?.await?;
                 if flags.fua && !fua { Box::pin(self.flush()).await } else { Ok(()) }
             }
-            _ => Box::pin(self.write_pieces(at, from, flags)).await,
+            _ => Box::pin(self.write_pieces(at, from, flags, &pass)).await,
         };
         drop(pass);
         result
     }
 
-    async fn write_in_place(&self, host: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
-        if self.data.is_none() {
-            self.check_overlap(&(host..host + from.len() as u64), None)?;
-        }
+    fn write_in_place(
+        &self,
+        host: u64,
+        from: IoBuf,
+        flags: WriteFlags,
+        pass: &Pass,
+    ) -> Result<Carried<Result<()>>> {
         let end = host + from.len() as u64;
-        if end > self.data_edge().len() {
-            self.extend_data(end).await?;
+        if self.data.is_none() {
+            self.check_overlap(&(host..end), None)?;
         }
-        let flight = self.gate.in_flight();
-        let result = self.data_edge().write(host, from, flags).await;
-        flight.landed();
-        result
+        let edge = self.data_edge().clone();
+        let longer = if end > edge.len() { self.shared() } else { None };
+        let pass = pass.again();
+        Ok(Carried::new(&self.executor, async move {
+            let longer = match longer {
+                Some(image) => Box::pin(image.extend_data(end)).await,
+                None => Ok(()),
+            };
+            let result = match longer {
+                Ok(()) => edge.write(host, from, flags).await,
+                error => error,
+            };
+            drop(pass);
+            result
+        }))
     }
 
     /// Entries may point behind the end of the file, which ends somewhere in its last cluster.
@@ -82,7 +99,13 @@ impl Image {
         .await
     }
 
-    async fn write_pieces(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
+    async fn write_pieces(
+        &self,
+        at: u64,
+        from: IoBuf,
+        flags: WriteFlags,
+        pass: &Pass,
+    ) -> Result<()> {
         let mut pieces: Vec<LocalBoxFuture<'_, Result<()>>> = Vec::new();
         let mut done = 0;
         while done < from.len() {
@@ -97,13 +120,17 @@ impl Image {
             };
             let Some((host, len)) = ready else {
                 // All that follows goes this way too: most often it has to.
-                let part = from.slice(done..from.len());
-                pieces.push(Box::pin(self.run(move |image| image.write_slowly(start, part))));
+                let (part, pass) = (from.slice(done..from.len()), pass.again());
+                pieces.push(Box::pin(self.run(move |image| async move {
+                    let result = image.write_slowly(start, part).await;
+                    drop(pass);
+                    result
+                })));
                 break;
             };
             let len = usize::try_from(len).unwrap_or(usize::MAX);
             let part = from.slice(done..done + len);
-            pieces.push(Box::pin(self.write_in_place(host, part, WriteFlags::NONE)));
+            pieces.push(Box::pin(self.write_in_place(host, part, WriteFlags::NONE, pass)?));
             done += len;
         }
         all(pieces).await?;

@@ -3,6 +3,7 @@
 mod bitmaps;
 mod crash;
 mod faults;
+mod given_up;
 mod history;
 mod interop;
 mod kill;

@@ -2,7 +2,7 @@
 
 use super::super::check::{Repair, check};
 use super::super::create::{CreateOptions, create};
-use super::super::{BackingRef, Qcow2Options};
+use super::super::{BackingRef, Qcow2Driver, Qcow2Options};
 use super::rig::blockdev;
 use crate::clock::Clock;
 use crate::edge::{ChildRole, Edge, EdgePerms, Perms};
@@ -145,6 +145,16 @@ impl Simulated {
     /// All disks of it.
     pub(super) fn disks(&self) -> Vec<SimDisk> {
         [Some(self.disk.clone()), self.data.clone()].into_iter().flatten().collect()
+    }
+
+    /// A data file that can be read by itself holds `content`, which is what the image shows.
+    pub(super) fn check_raw(&self, content: &[u8], what: &str) {
+        let driver = self.node.driver::<Qcow2Driver>().expect("a qcow2 image");
+        if driver.header().is_data_file_raw() {
+            let data = self.media().data.unwrap_or_default();
+            let wrong = data.iter().zip(content).position(|(raw, shown)| raw != shown);
+            assert_eq!(wrong, None, "{what}: the data file holds something else");
+        }
     }
 
     /// The power fails.
