@@ -6,6 +6,7 @@ use super::BlockNode;
 use crate::buf::IoBuf;
 use crate::driver::WriteFlags;
 use crate::error::{ErrorKind, Result};
+use crate::executor::Carried;
 use crate::open::DiscardMode;
 
 /// Largest bounce buffer and largest piece of explicit zeroes, bytes.
@@ -87,15 +88,7 @@ impl BlockNode {
             }
             for piece in self.pieces(piece.wanted, BOUNCE_LIMIT.min(self.0.limits.max_transfer)) {
                 let part = from.slice(span(&piece.wanted, at));
-                if piece.is_aligned() {
-                    self.write_bounced(piece, part, flags).await?;
-                    continue;
-                }
-                // In a task of its own. Given up half way it would let others write to the block, and the
-                // kernel might still put back what was there before them.
-                let node = self.clone();
-                let cycle = async move { node.write_bounced(piece, part, flags).await };
-                self.0.executor.spawn(cycle).await?;
+                self.write_bounced(piece, part, flags).await?;
             }
         }
         Ok(())
@@ -118,9 +111,15 @@ impl BlockNode {
             self.read_block(&bounce, &aligned, last..aligned.end).await?;
         }
         bounce.slice(span(&wanted, aligned.start)).copy_from_buf(&from);
-        self.0.driver.write(aligned.start, bounce, flags).await?;
-        drop(guard);
-        Ok(())
+        let node = self.clone();
+        // Given up, it would put back what was around it over what others write there meanwhile. But only the
+        // write goes on: what was given up before that must not begin to write when the node is no longer ours.
+        Carried::new(&self.0.executor, async move {
+            let result = node.0.driver.write(aligned.start, bounce, flags).await;
+            drop(guard);
+            result
+        })
+        .await
     }
 
     async fn read_block(&self, into: &IoBuf, whole: &Range<u64>, block: Range<u64>) -> Result<()> {
@@ -213,3 +212,7 @@ fn span(range: &Range<u64>, base: u64) -> Range<usize> {
 fn length(range: &Range<u64>) -> usize {
     (range.end - range.start) as usize
 }
+
+#[cfg(test)]
+#[path = "align_tests.rs"]
+mod tests;
