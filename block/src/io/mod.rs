@@ -43,16 +43,28 @@ pub(crate) struct OpenFile {
     file: File,
     in_flight: Cell<usize>,
     idle: Notify,
+    /// Why something was not made durable, as an `errno`; 0 if everything was.
+    lost: Cell<i32>,
 }
 
 impl OpenFile {
     pub(crate) fn new(file: File) -> Rc<OpenFile> {
-        Rc::new(OpenFile { file, in_flight: Cell::new(0), idle: Notify::new() })
+        Rc::new(OpenFile { file, in_flight: Cell::new(0), idle: Notify::new(), lost: Cell::new(0) })
     }
 
     /// Waits until the kernel has finished all requests, those too that nobody waits for any more.
     pub(crate) async fn quiet(&self) {
         self.idle.wait_until(|| self.in_flight.get() == 0).await;
+    }
+
+    /// What a host has answered last that could not make everything durable. It tells of that once, and
+    /// perhaps when nobody waits for the answer any more.
+    pub(crate) fn lost(&self) -> i32 {
+        self.lost.get()
+    }
+
+    pub(crate) fn lose(&self, errno: i32) {
+        self.lost.set(errno);
     }
 
     fn begin(&self) {
@@ -98,6 +110,16 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
+    /// Whether it failed with this `errno` because what was written before is lost. A write may also tell of that;
+    /// but to have no space is a failure of its own.
+    fn has_lost(&self, errno: i32) -> bool {
+        match self {
+            Verb::Sync => errno > 0 && errno != libc::EINTR && errno != libc::EAGAIN,
+            Verb::Transfer { durable: true, .. } => errno == libc::EIO,
+            Verb::Transfer { .. } | Verb::Allocate { .. } => false,
+        }
+    }
+
     /// Whether another thread copies to the page cache.
     fn copies_to_cache(&self) -> bool {
         matches!(self, Verb::Transfer { way: Way::Write, elsewhere: true, durable: false, .. })

@@ -63,6 +63,9 @@ impl Held {
             buf.slice(0..count.min(buf.len())).mark_written();
         }
         if let Some(file) = &self.file {
+            if self.verb.has_lost(-result) {
+                file.lose(-result);
+            }
             file.end();
         }
     }
@@ -165,3 +168,7 @@ impl Drop for Op {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "op_tests.rs"]
+mod tests;

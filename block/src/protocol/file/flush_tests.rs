@@ -16,7 +16,8 @@ fn what_the_page_cache_has_lost_is_never_promised_again() {
             let mode = FileMode { read_only: false, direct, locking: Locking::Off };
             let file = FileDriver::open(&executor, &path, mode).await.unwrap();
             file.flush().await.unwrap();
-            // No disk at hand fails once: this is what flush does when one did.
+            // No disk at hand fails once: this is what is left when one did.
+            file.io.file().lose(libc::EIO);
             let failed = file.flushed(Err(io::Error::from_raw_os_error(libc::EIO))).unwrap_err();
             assert!(failed.to_string().starts_with("cannot flush '"), "{failed}");
             let next = file.flush().await;
@@ -42,7 +43,7 @@ fn a_file_whose_flush_failed_can_be_closed_and_opened_anew() {
             let file = FileDriver::open(&executor, &path, mode).await.unwrap();
             let node = graph.add(Some("disk"), file, NodeOptions::default()).await.unwrap();
             node.flush().await.unwrap();
-            node.driver::<FileDriver>().unwrap().lose(&io::Error::from_raw_os_error(libc::EIO));
+            node.driver::<FileDriver>().unwrap().io.file().lose(libc::EIO);
             assert!(node.flush().await.is_err());
             drop(node);
             graph.remove("disk").await.unwrap();

@@ -65,8 +65,6 @@ pub struct FileDriver {
     /// leave data as data; a hole that is remembered would hide what was written meanwhile.
     known_data: RefCell<Range<u64>>,
     no_seek: OnceCell<()>,
-    /// Why a flush failed, as an `errno`; 0 if none did. See [`FileDriver::flushed`].
-    lost: Cell<i32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +115,6 @@ impl FileDriver {
             no_zero_range: Cell::new(false),
             known_data: RefCell::default(),
             no_seek: OnceCell::new(),
-            lost: Cell::new(0),
         })
     }
 
@@ -152,10 +149,9 @@ impl FileDriver {
     /// what is lost. So all fail from then on, until the file is opened anew. Past the cache nothing is dropped.
     fn flushed(&self, synced: io::Result<()>) -> Result<()> {
         if let Err(error) = synced {
-            self.lose(&error);
             return Err(self.failed("flush", error));
         }
-        match self.lost.get() {
+        match self.lost() {
             0 => Ok(()),
             errno => {
                 let verb = "promise what was written before an earlier flush failed on";
@@ -166,13 +162,12 @@ impl FileDriver {
 
     /// Whether a flush has failed, so that no other will succeed.
     pub(crate) fn has_lost(&self) -> bool {
-        self.lost.get() != 0
+        self.lost() != 0
     }
 
-    fn lose(&self, error: &io::Error) {
-        if !self.mode.direct {
-            self.lost.set(error.raw_os_error().unwrap_or(libc::EIO));
-        }
+    /// Why, as an `errno`.
+    fn lost(&self) -> i32 {
+        if self.mode.direct { 0 } else { self.io.file().lost() }
     }
 
     /// Copies `len` bytes at `from` of another file to `at`, by the kernel alone.
@@ -300,13 +295,6 @@ impl BlockDriver for FileDriver {
 
     async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
         let result = self.io.write(at, from, flags.fua).await;
-        // The host may have told here of what was written before; no space is a failure of this write alone.
-        if let Err(error) = &result
-            && flags.fua
-            && error.raw_os_error() == Some(libc::EIO)
-        {
-            self.lose(error);
-        }
         result.map_err(|error| self.failed("write to", error))
     }
 
