@@ -21,6 +21,9 @@ use crate::notify::Notify;
 /// So many dropped pieces start a flush that nobody asked for, to bound the list.
 const MANY: usize = 4096;
 
+/// Clusters that are freed before others get their turn.
+const BATCH: u64 = 1024;
+
 /// Why something is freed; whether its space goes back to the host depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
@@ -140,7 +143,8 @@ impl Image {
         let mut run: Option<Range<u64>> = None;
         let clusters =
             geometry.cluster_index(free.host.start)..geometry.clusters_for(free.host.end);
-        for cluster in clusters {
+        for (number, cluster) in (1..).zip(clusters) {
+            self.pause_after(number).await;
             if self.refcount(cluster).await? != 1 {
                 self.drop_reference(cluster).await?;
                 continue;
@@ -173,7 +177,8 @@ impl Image {
         self.map.slices.forget(all.clone());
         self.refcounts.slices.forget(all.clone());
         self.forget_compressed(&all);
-        for cluster in clusters {
+        for (number, cluster) in (1..).zip(clusters) {
+            self.pause_after(number).await;
             self.drop_reference(cluster).await?;
             self.regions.remove(cluster << bits);
             // At once: who searches for clusters without references while the next refcount is loaded
@@ -181,6 +186,13 @@ impl Image {
             self.space.add_free(cluster..cluster + 1, zero);
         }
         Ok(())
+    }
+
+    /// Lets others go on after so many clusters: there may be very many.
+    async fn pause_after(&self, number: u64) {
+        if number.is_multiple_of(BATCH) {
+            self.executor.yield_now().await;
+        }
     }
 
     /// Gives the space back to the host; whether it reads as zeroes now.

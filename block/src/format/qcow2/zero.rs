@@ -206,6 +206,7 @@ impl Image {
             let guard = self.locks.lock(at..end, true).await;
             self.empty_batch(at..end, how).await?;
             drop(guard);
+            self.executor.yield_now().await;
             at = end;
         }
         Ok(())
@@ -216,9 +217,10 @@ impl Image {
         let geometry = self.geometry();
         let mut at = range.start;
         while at < range.end {
-            let mapping = self.find(at, range.end - at).await?;
             // Most of what is given up is empty: its entries, or their table, need no change.
-            if mapping.what == What::Absent && self.may_stay_absent(at, how) {
+            let first = self.find(at, geometry.cluster_size()).await?;
+            if first.what == What::Absent && self.may_stay_absent(at, how) {
+                let mapping = self.find(at, range.end - at).await?;
                 let whole = at + mapping.len;
                 let reserved = self.first_reserved(at..whole)?;
                 let next = geometry.cluster_start(reserved.unwrap_or(whole));

@@ -1,5 +1,7 @@
 //! What a large image costs: a moment to open it, and no more memory than its caches may have.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::super::Qcow2Options;
@@ -70,4 +72,28 @@ fn the_cache_setting_bounds_memory() {
     assert!(bounded < 6 * MIB, "{bounded} bytes for a cache of {MIB}");
     let unbounded = growth(&path, 256 * MIB);
     assert!(unbounded > 32 * MIB, "these reads need only {unbounded} bytes of tables");
+}
+
+/// A large discard, and to free what it leaves, takes some time, in which others have their turn.
+#[test]
+fn a_large_discard_lets_others_go_on() {
+    let Some(rig) = Rig::new() else { return };
+    let path = rig.create("full.qcow2", "preallocation=metadata", "20G");
+    let image = open(options(&path));
+    let (executor, turns) = (image.executor.clone(), Rc::new(Cell::new(0)));
+    let seen = Rc::clone(&turns);
+    let others = image.executor.spawn(async move {
+        loop {
+            executor.yield_now().await;
+            seen.set(seen.get() + 1);
+        }
+    });
+    image.on(async |node| node.discard(0..20 << 30).await.unwrap());
+    // Of 320 K clusters 4096 at a time,
+    assert!(turns.replace(0) >= 80, "nobody had a turn while entries were changed");
+    image.executor.block_on(image.graph.inactivate_all()).unwrap();
+    // and 1024 at a time.
+    assert!(turns.get() >= 320, "nobody had a turn while clusters were freed");
+    image.executor.block_on(others.cancel());
+    super::rig::check(&path);
 }
