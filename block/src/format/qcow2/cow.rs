@@ -82,7 +82,10 @@ impl Image {
         let step = match cluster {
             Cluster::Standard { host: Some(host), parts } if entry.is_copied() => {
                 let end = (at + from.len() as u64).min(first + geometry.cluster_size());
-                let filled = fill_parts(geometry, parts, at..end);
+                let mut filled = fill_parts(geometry, parts, at..end);
+                if self.data.is_some() {
+                    filled.end = self.end_in_data(filled.end, end);
+                }
                 Step { filled, host, is_new: false }
             }
             _ => self.new_place(at, from.len() as u64, cluster).await?,
@@ -107,6 +110,12 @@ impl Image {
         Ok(len)
     }
 
+    /// In a data file the last cluster ends with the disk: the end of what is filled for a write that ends at
+    /// `end` of what would be filled up to `whole`.
+    fn end_in_data(&self, whole: u64, end: u64) -> u64 {
+        whole.min(self.size.get().max(end))
+    }
+
     /// A new place for the cluster at `at`, and for those that follow it if they need one too.
     async fn new_place(&self, at: u64, len: u64, cluster: Cluster) -> Result<Step> {
         let geometry = self.geometry();
@@ -114,10 +123,9 @@ impl Image {
         let size = geometry.cluster_size();
         let end = at + len.min(MAX_STEP);
         if self.data.is_some() {
-            // In a data file every cluster has its place, and the last one ends with the disk.
             let end = end.min(first + size);
             let unit = geometry.subcluster_size();
-            let whole = end.next_multiple_of(unit).min(self.size.get().max(end));
+            let whole = self.end_in_data(end.next_multiple_of(unit), end);
             let filled = at - at % unit..whole;
             return Ok(Step { filled, host: first, is_new: true });
         }

@@ -19,9 +19,16 @@ impl Image {
     pub(super) async fn reload(&self) -> Result<()> {
         let header = load_header(&self.file, self.snapshot.as_ref()).await?;
         header.check_against(self.file.len())?;
+        let refuse = |what: &str| {
+            let text = format!("{} has {what} than when it was opened", self.name());
+            Err(Error::new(ErrorKind::Corrupt, text))
+        };
         if header.geometry.cluster_bits() != self.geometry().cluster_bits() {
-            let text = format!("{} has another cluster size than when it was opened", self.name());
-            return Err(Error::new(ErrorKind::Corrupt, text));
+            return refuse("another cluster size");
+        }
+        // Guest data would go to where the image file has its tables.
+        if header.geometry.has_external_data() != self.data.is_some() {
+            return refuse("its data elsewhere");
         }
         let (l1_at, l1_bytes) = (header.l1.offset, u64::from(header.l1.entries) * 8);
         let (table_at, table_bytes) = (header.refcount_table_offset, header.refcount_table_bytes());

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::container;
 use super::entry::L1Entry;
 use super::frees::Why;
 use super::gate::Closed;
@@ -41,7 +42,7 @@ impl Image {
     pub(super) async fn make_empty(&self) -> Result<Closed> {
         self.run(|image| async move {
             let closed = image.close_to_change().await?;
-            image.remove_after(0).await?;
+            image.remove(0..image.size.get()).await?;
             image.flush().await?;
             Ok(closed)
         })
@@ -141,15 +142,16 @@ impl Image {
     }
 
     async fn shrink(&self, len: u64) -> Result<()> {
-        self.remove_after(len).await?;
+        self.remove(len..self.size.get()).await?;
         // The clusters go before the length does: a crash in between leaves a long disk.
         self.flush().await?;
         self.change_header(|header| header.size = len).await?;
         self.size.set(len);
-        if let Some(data) = &self.data {
-            data.resize(len).await?;
+        match &self.data {
+            // A device stays as long as it is.
+            Some(data) => container::cut(data, len).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     async fn grow(&self, old: u64, len: u64) -> Result<()> {
@@ -158,28 +160,34 @@ impl Image {
         {
             data.resize(len).await?;
         }
-        let needed = self.geometry().l1_entries_for(len);
+        let geometry = self.geometry();
+        // The end of what the tables may have clusters for: QEMU leaves the memory of a guest behind the
+        // disk, when it went back to a snapshot.
+        let end = u64::from(self.header.borrow().l1.entries).saturating_mul(geometry.l2_span());
+        let needed = geometry.l1_entries_for(len);
         if needed > u64::from(self.header.borrow().l1.entries) {
             self.move_l1(needed).await?;
         }
         // What the disk did not show until now may be anything: the rest of its last cluster, and
         // what a longer backing file has there.
-        let size = self.geometry().cluster_size();
+        let size = geometry.cluster_size();
         let below = self.backing().map_or(0, |backing| backing.len());
         let unsure = old.next_multiple_of(size).max(below).min(len);
         self.size.set(len);
-        let changed = match self.hide(old..unsure).await {
-            Ok(()) => self.flush().await,
-            error => error,
-        };
-        let changed = match changed {
-            Ok(()) => self.change_header(|header| header.size = len).await,
-            error => error,
-        };
+        let changed = self.show(old..unsure, unsure..len.min(end), len).await;
         if changed.is_err() {
             self.size.set(old);
         }
         changed
+    }
+
+    /// Makes the disk `len` bytes long, once what it would show reads as zeroes: `hidden`, which may be anything, and
+    /// `behind`, which has nothing below.
+    async fn show(&self, hidden: Range<u64>, behind: Range<u64>, len: u64) -> Result<()> {
+        self.hide(hidden).await?;
+        self.remove(behind).await?;
+        self.flush().await?;
+        self.change_header(|header| header.size = len).await
     }
 
     /// Makes zero what a disk that has grown would show. Where nothing is, at its old end, nothing needs to be

@@ -77,11 +77,11 @@ impl Image {
         Ok(())
     }
 
-    /// Makes the disk end at `len`; the gate is closed.
-    pub(super) async fn remove_after(&self, len: u64) -> Result<()> {
+    /// Takes away what the tables have for the clusters that begin in a range; the gate is closed.
+    pub(super) async fn remove(&self, range: Range<u64>) -> Result<()> {
         let size = self.geometry().cluster_size();
-        let end = self.size.get().next_multiple_of(size);
-        self.empty_clusters(len.next_multiple_of(size)..end, Emptying::Remove).await
+        let clusters = range.start.next_multiple_of(size)..range.end.next_multiple_of(size);
+        self.empty_clusters(clusters, Emptying::Remove).await
     }
 
     /// Makes a range zero; the gate is closed.

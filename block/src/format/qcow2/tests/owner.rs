@@ -54,6 +54,17 @@ fn the_next_owner_sees_everything_that_the_first_one_did() {
 }
 
 #[test]
+fn an_image_whose_data_is_elsewhere_by_now_is_not_taken_over() {
+    let Some(rig) = Rig::new() else { return };
+    let path = rig.create("image.qcow2", "", "1M");
+    let image = open_blockdev(&inactive(&path), EdgePerms::READ_WRITE);
+    let data = rig.path("data.raw");
+    rig.create("image.qcow2", &format!("data_file={data}"), "1M");
+    let error = image.executor.block_on(image.graph.activate_all(None)).unwrap_err();
+    assert!(error.to_string().contains("has its data elsewhere"), "{error}");
+}
+
+#[test]
 fn an_image_is_not_touched_before_it_is_changed() {
     let Some(rig) = Rig::new() else { return };
     let path = rig.create("still.qcow2", "lazy_refcounts=on", "1M");

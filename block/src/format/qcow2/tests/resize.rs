@@ -105,3 +105,39 @@ fn a_preallocated_disk_with_subclusters_gets_shorter() {
     assert!(len <= 2 * MIB, "the file has {len} bytes");
     rig.qemu_io(&path, &["read -P 5 100k 10k", "read -P 0 110k 914k"]);
 }
+
+/// Behind the disk QEMU keeps the memory of a guest that goes back to a snapshot.
+#[test]
+fn a_disk_that_grows_does_not_show_what_was_behind_it() {
+    let Some(rig) = Rig::new() else { return };
+    for shape in ["cluster_size=4k", "cluster_size=64k", "cluster_size=512"] {
+        let path = rig.create("behind.qcow2", shape, "1000k");
+        rig.qemu_io(&path, &["write -P 1 0 1000k", "write -b -P 7 0 300k"]);
+        let image = open(options(&path));
+        image.on(async |node| node.resize(1001 * KIB).await.unwrap());
+        image.on(async |node| node.resize(32 * MIB).await.unwrap());
+        image.close();
+        rig.qemu_io(&path, &["read -P 1 0 1000k", "read -P 0 1000k 31768k"]);
+        check(&path);
+    }
+}
+
+#[test]
+fn a_write_to_zeroes_at_the_end_makes_no_data_file_longer_than_the_disk() {
+    let Some(rig) = Rig::new() else { return };
+    for more in ["cluster_size=64k", "extended_l2=on"] {
+        let data = rig.path("data.raw");
+        let path = rig.create("image.qcow2", &format!("{more},data_file={data}"), "1001k");
+        let image = open(options(&path));
+        image.on(async |node| {
+            let fives = IoBuf::from_vec(&[5; 41 << 10]);
+            node.write(960 * KIB, fives.clone(), WriteFlags::NONE).await.unwrap();
+            node.write_zeroes(960 * KIB..1001 * KIB, WriteFlags::NONE).await.unwrap();
+            let end = fives.slice(0..512);
+            node.write(1001 * KIB - 1024, end, WriteFlags::NONE).await.unwrap();
+        });
+        image.close();
+        assert_eq!(std::fs::metadata(&data).unwrap().len(), 1001 * KIB);
+        rig.qemu_io(&path, &["read -P 0 960k 40k", "read -P 5 1000k 512", "read -P 0 1024512 512"]);
+    }
+}
