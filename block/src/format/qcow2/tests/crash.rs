@@ -210,6 +210,7 @@ fn crash_again_and_again(shape: &Shape, life: Life, seed: u64, crashes: u64) {
             let buf = IoBuf::alloc(usize::try_from(DISK).unwrap());
             image.node.read(0, buf.clone()).await.unwrap();
             history.check(&buf.to_vec(), &what);
+            image.check_raw(&buf.to_vec(), &what);
             history.check_bitmaps(&image.node, &what);
             live(&image, life, &history, &mut rng).await;
         });
@@ -229,15 +230,17 @@ fn seeds(first: u64) -> std::ops::Range<u64> {
 /// Images of every kind, one after the other.
 fn shape(seed: u64) -> Shape {
     let base = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
-    let create = match seed % 5 {
+    let create = match seed % 6 {
         0 => base,
         1 => CreateOptions { cluster_size: 512, ..base },
         2 => CreateOptions { cluster_size: 16384, extended_l2: true, ..base },
         3 => CreateOptions { cluster_size: 1024, lazy_refcounts: true, ..base },
-        _ => CreateOptions { cluster_size: 2048, data_file: Some("data".into()), ..base },
+        4 => CreateOptions { cluster_size: 2048, data_file: Some("data".into()), ..base },
+        _ => CreateOptions { data_file: Some("data".into()), data_file_raw: true, ..base },
     };
     let cache = seed.is_multiple_of(3).then_some(0);
-    Shape { cache, backed: seed.is_multiple_of(2), ..Shape::new(create) }
+    let backed = seed.is_multiple_of(2) && !create.data_file_raw;
+    Shape { cache, backed, ..Shape::new(create) }
 }
 
 #[test]

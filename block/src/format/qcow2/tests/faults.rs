@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use super::super::Qcow2Driver;
+use super::super::check::check;
 use super::super::create::CreateOptions;
+use super::super::snapshot::Moment;
 use super::simulated::{DISK, Shape, Simulated};
 use crate::bitmap::BitmapState;
 use crate::buf::IoBuf;
@@ -173,4 +176,83 @@ fn who_waited_for_a_flush_hears_of_its_failure_and_not_of_the_next_ones_success(
     assert!(failed);
     let (_, failed) = failing_flush(Some(took));
     assert!(failed, "the failure was not told");
+}
+
+/// A write that fails because an operation of the disk does, the one after `skip` others, and what leaks; `None` if
+/// it does not come to that.
+fn leaks(
+    shape: &Shape,
+    with_snapshot: bool,
+    compressed: bool,
+    op: SimOp,
+    skip: u64,
+) -> Option<u64> {
+    let image = Simulated::start(skip, shape, None);
+    image.executor.block_on(async {
+        let bytes = IoBuf::from_vec(&[1; 4096]);
+        if with_snapshot {
+            image.node.write(0, bytes.clone(), WriteFlags::NONE).await.unwrap();
+            let taken =
+                image.graph.take_internal_snapshot("disk", &image.node, "s", Moment::default());
+            taken.await.unwrap();
+        }
+        image.disk.inject(Fault::once(op, Effect::Fail(ErrorKind::Io)).after(skip));
+        let flags = WriteFlags { compressed, ..WriteFlags::NONE };
+        image.node.write(0, bytes, flags).await.err()?;
+        image.disk.heal();
+        let driver = image.node.driver::<Qcow2Driver>().unwrap();
+        let report = driver.offline(async |file| check(&file, None).await).await.unwrap();
+        Some(report.leaks + report.corruptions)
+    })
+}
+
+#[test]
+fn a_write_that_fails_gives_back_what_it_has_taken() {
+    let create = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
+    let file = Shape::new(create);
+    // What a device holds is not known to be zero.
+    let device = Shape { device: 3 << 20, ..file.clone() };
+    let cases = [
+        (&device, false, false),
+        (&device, false, true),
+        (&file, true, false),
+        (&file, false, true),
+    ];
+    for (shape, with_snapshot, compressed) in cases {
+        let mut failed = 0;
+        for op in [SimOp::Zeroes, SimOp::Write, SimOp::Read] {
+            for skip in 0..12 {
+                let Some(leaks) = leaks(shape, with_snapshot, compressed, op, skip) else { break };
+                failed += 1;
+                assert_eq!(
+                    leaks, 0,
+                    "{op:?} {skip}, snapshot {with_snapshot}, compressed {compressed}"
+                );
+            }
+        }
+        assert!(failed >= 2, "only {failed} writes have failed");
+    }
+}
+
+/// Where the data file is a device, it stays as long as it is.
+#[test]
+fn a_disk_over_a_device_for_its_data_becomes_shorter_and_longer_again() {
+    for raw in [false, true] {
+        let create = CreateOptions {
+            data_file: Some("data".into()),
+            data_file_raw: raw,
+            ..CreateOptions::new(DISK)
+        };
+        let shape = Shape { device: 3 << 20, ..Shape::new(create) };
+        let image = Simulated::start(1, &shape, None);
+        image.executor.block_on(async {
+            let ones = IoBuf::from_vec(&[1; 4096]);
+            for len in [DISK - 512, DISK / 2 + 512, DISK] {
+                image.node.resize(len).await.unwrap();
+                image.node.write_zeroes(len - 8192..len, WriteFlags::NONE).await.unwrap();
+                image.node.write(len - 4096, ones.clone(), WriteFlags::NONE).await.unwrap();
+            }
+            image.graph.inactivate_all().await.unwrap();
+        });
+    }
 }

@@ -20,7 +20,7 @@ pub(super) const DISK: u64 = 1 << 20;
 #[derive(Clone)]
 pub(super) struct Shape {
     pub(super) create: CreateOptions,
-    /// Bytes of a device that cannot grow; 0 for a file.
+    /// Bytes of a device that cannot grow; 0 for a file. Then a data file is on a device, too.
     pub(super) device: u64,
     /// Bytes of each cache.
     pub(super) cache: Option<u64>,
@@ -108,7 +108,10 @@ impl Simulated {
             }
         };
         let content = media.and_then(|media| media.data.as_deref());
-        let data = shape.create.data_file.is_some().then(|| disk(&executor, seed + 1, 0, content));
+        let data = shape.create.data_file.as_ref().map(|_| match shape.device {
+            0 => disk(&executor, seed + 1, 0, content),
+            _ => SimDisk::new(&executor, SimOptions::new(DISK, seed + 1)),
+        });
         let sectors: Vec<u8> =
             (0..DISK / SECTOR).flat_map(|at| shape.below(at).to_le_bytes().repeat(64)).collect();
         let base = shape.backed.then(|| disk(&executor, seed + 2, 0, Some(&sectors)));
