@@ -104,8 +104,11 @@ fn the_new_part_is_there_and_what_was_under_way_comes_to_its_end() {
             rig.client_count(&export, connections as usize).await;
             rig.grow(old + NEW).await;
             rig.disk.inject(Fault::once(SimOp::Write, Effect::Hang));
+            let before = rig.disk.counts().writes.0;
             let hanging = write(&rig.executor, &node, 0, 1);
-            rig.executor.sleep(Duration::from_millis(20)).await;
+            while rig.disk.counts().writes.0 == before {
+                rig.executor.sleep(Duration::from_millis(1)).await;
+            }
             resize(&node, old + NEW).await.unwrap();
             assert_eq!(node.len(), old + NEW);
             write(&rig.executor, &node, old + NEW - 4096, 2).await.unwrap();
@@ -119,7 +122,10 @@ fn the_new_part_is_there_and_what_was_under_way_comes_to_its_end() {
             assert_eq!(rig.disk.counts().writes.0, writes, "it was not sent again");
             rig.client_count(&export, connections as usize).await;
             assert_eq!(byte_at(&node, 0).await, 1);
+            // Left alone it would come back to the next server.
+            let name = node.name().to_owned();
             drop(node);
+            rig.graph.remove(&name).await.unwrap();
             server.stop().await;
         }
     });

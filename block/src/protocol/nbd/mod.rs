@@ -360,3 +360,7 @@ mod outage_tests;
 #[cfg(test)]
 #[path = "growth_tests.rs"]
 mod growth_tests;
+
+#[cfg(test)]
+#[path = "chaos_tests.rs"]
+mod chaos_tests;
