@@ -12,7 +12,6 @@ mod events;
 mod export_kind;
 mod monitor;
 mod signals;
-mod socket_name;
 
 pub use command::Storage;
 pub use daemon::{Ending, StorageArgs, serve};
@@ -21,4 +20,3 @@ pub use events::signed;
 pub use export_kind::{ExportKinds, RunningExport, StartExport, VhostUserBlkOptions};
 pub use monitor::{Listener, Monitor};
 pub use signals::Signals;
-pub use socket_name::SocketName;

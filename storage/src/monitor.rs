@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use ferry_api::qmp::{ClientId, Limits, Server, SessionAction};
 use ferry_api::{Controller, Event, EventKind, Interface, Timestamp};
+use ferry_block::net::SocketName;
 use ferry_block::{Executor, Notify};
 
 use crate::connection::Connection;
 use crate::error::{Error, ErrorKind, Result};
-use crate::socket_name::SocketName;
 
 /// How long the last replies may take to leave when the process ends.
 const FAREWELL: Duration = Duration::from_secs(1);

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use socket2::{Domain, SockAddr, Socket as Raw, Type};
 
 use super::connect::resolve;
 use super::socket::Socket;
+use super::socket_name::SocketName;
 use super::{SocketAddress, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
@@ -26,17 +26,20 @@ pub struct Listener {
     executor: Executor,
     raw: Raw,
     address: SocketAddress,
+    _name: Option<SocketName>,
 }
 
 impl Listener {
-    /// Listens. A socket in the file system that nobody removed is replaced.
+    /// Listens. A socket in the file system that a process left behind is replaced, one in use is not.
     pub async fn bind(executor: &Executor, address: &SocketAddress) -> Result<Listener> {
         let failed =
             |error: io::Error| Error::from_io(error, format!("Failed to bind socket to {address}"));
         let candidates = match address {
             SocketAddress::Unix { path } => {
-                remove_socket(Path::new(path)).map_err(failed)?;
-                vec![SockAddr::unix(path).map_err(failed)?]
+                let (socket, name) = SocketName::listen(Path::new(path)).map_err(failed)?;
+                let (executor, address) = (executor.clone(), address.clone());
+                let raw = Raw::from(OwnedFd::from(socket));
+                return Ok(Listener { executor, raw, address, _name: Some(name) });
             }
             SocketAddress::Inet { host, port, .. } if host.is_empty() => everywhere(port)?,
             SocketAddress::Inet { .. } => {
@@ -49,7 +52,7 @@ impl Listener {
             match bind_one(&candidate) {
                 Ok(raw) => {
                     let address = bound(&raw, address).map_err(failed)?;
-                    return Ok(Listener { executor: executor.clone(), raw, address });
+                    return Ok(Listener { executor: executor.clone(), raw, address, _name: None });
                 }
                 Err(error) => last = error,
             }
@@ -94,22 +97,10 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let SocketAddress::Unix { path } = &self.address
-            && let Err(error) = remove_socket(Path::new(path))
-        {
-            tracing::warn!("cannot remove the socket '{path}': {error}");
-        }
-    }
-}
-
 fn bind_one(address: &SockAddr) -> io::Result<Raw> {
     let domain = Domain::from(i32::from(address.family()));
     let raw = Raw::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
-    if !address.is_unix() {
-        raw.set_reuse_address(true)?;
-    }
+    raw.set_reuse_address(true)?;
     raw.bind(address)?;
     raw.listen(BACKLOG)?;
     Ok(raw)
@@ -140,12 +131,28 @@ fn bound(raw: &Raw, asked: &SocketAddress) -> io::Result<SocketAddress> {
     })
 }
 
-/// Removes a socket, and nothing else, that is in the way.
-fn remove_socket(path: &Path) -> io::Result<()> {
-    match path.symlink_metadata() {
-        Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(path),
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is there and no socket")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn a_socket_is_not_taken_from_who_listens_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let address = SocketAddress::unix(path.to_str().unwrap());
+        let executor = Executor::new(Clock::real()).unwrap();
+        executor.block_on(async {
+            let first = Listener::bind(&executor, &address).await.unwrap();
+            let refused = Listener::bind(&executor, &address).await.err().unwrap();
+            assert!(refused.to_string().contains("another process listens there"), "{refused}");
+            // Somebody else has made room for another.
+            std::fs::remove_file(&path).unwrap();
+            let second = Listener::bind(&executor, &address).await.unwrap();
+            drop(first);
+            assert!(path.exists());
+            drop(second);
+            assert!(!path.exists());
+        });
     }
 }

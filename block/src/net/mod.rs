@@ -5,6 +5,7 @@ mod connect;
 mod listener;
 mod outbox;
 mod socket;
+mod socket_name;
 mod stream;
 mod tls;
 
@@ -14,6 +15,7 @@ use crate::error::{Error, ErrorKind};
 
 pub use address::SocketAddress;
 pub use listener::Listener;
+pub use socket_name::SocketName;
 pub use tls::{TlsCreds, TlsCredsOptions, TlsEndpoint, no_psk};
 
 pub(crate) use connect::connect;

@@ -4,8 +4,10 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Most bytes of a socket's path: what an address holds, less its NUL (unix(7)).
 const LONGEST: usize = 107;
@@ -18,7 +20,7 @@ pub struct SocketName {
 }
 
 impl SocketName {
-    /// A socket that listens at `path` and blocks nobody. One that a process left behind is replaced, one
+    /// A socket that listens at `path`; neither it nor this call blocks. One that a process left behind is replaced, one
     /// in use is not.
     ///
     /// # Errors
@@ -34,10 +36,8 @@ impl SocketName {
             if !there.file_type().is_socket() {
                 return in_use("it is there and is no socket; choose another path");
             }
-            match UnixStream::connect(path) {
-                Ok(_) => return in_use("another process listens there; choose another path"),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(error) => return Err(error),
+            if is_alive(path)? {
+                return in_use("another process listens there; choose another path");
             }
             fs::remove_file(path)?;
         }
@@ -61,6 +61,17 @@ impl Drop for SocketName {
         } else if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(%path, %error, "the socket could not be removed");
         }
+    }
+}
+
+/// Whether somebody listens there, also one who has no time for another client.
+fn is_alive(path: &Path) -> io::Result<bool> {
+    let client = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+    match client.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use ferry_block::Executor;
+use ferry_block::net::SocketName;
 use ferry_devices::serial::FdSink;
-use ferry_storage::SocketName;
 
 use super::{Cable, Nobody, SharedSerial, lock};
 use crate::error::{Error, ErrorKind, Result};
