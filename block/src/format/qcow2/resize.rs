@@ -155,12 +155,20 @@ impl Image {
     }
 
     async fn grow(&self, old: u64, len: u64) -> Result<()> {
+        // What the disk did not show until now may be anything: the rest of its last cluster, and
+        // what a longer backing file has there.
+        let geometry = self.geometry();
+        let whole = old.next_multiple_of(geometry.cluster_size());
+        let below = self.backing().map_or(0, |backing| backing.len());
+        let unsure = whole.max(below).min(len);
+        if whole < unsure {
+            self.check_can_zero(&(whole..unsure))?;
+        }
         if let Some(data) = &self.data
             && data.len() < len
         {
             data.resize(len).await?;
         }
-        let geometry = self.geometry();
         // The end of what the tables may have clusters for: QEMU leaves the memory of a guest behind the
         // disk, when it went back to a snapshot.
         let end = u64::from(self.header.borrow().l1.entries).saturating_mul(geometry.l2_span());
@@ -168,11 +176,6 @@ impl Image {
         if needed > u64::from(self.header.borrow().l1.entries) {
             self.move_l1(needed).await?;
         }
-        // What the disk did not show until now may be anything: the rest of its last cluster, and
-        // what a longer backing file has there.
-        let size = geometry.cluster_size();
-        let below = self.backing().map_or(0, |backing| backing.len());
-        let unsure = old.next_multiple_of(size).max(below).min(len);
         self.size.set(len);
         let changed = self.show(old..unsure, unsure..len.min(end), len).await;
         if changed.is_err() {

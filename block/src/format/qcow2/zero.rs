@@ -48,7 +48,7 @@ impl Image {
     }
 
     /// Version 2 has no zero clusters: only what reads as zeroes without an entry can be made so.
-    fn check_can_zero(&self, range: &Range<u64>) -> Result<()> {
+    pub(super) fn check_can_zero(&self, range: &Range<u64>) -> Result<()> {
         if self.geometry().version() == Version::V2 && !self.is_zero_below(range.start) {
             let text = "version 2 images cannot hold zeroes over a backing file";
             return Err(Error::new(ErrorKind::Unsupported, text));

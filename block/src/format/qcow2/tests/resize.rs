@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 
 use super::rig::{Rig, check, open, options};
-use crate::{IoBuf, WriteFlags};
+use crate::{ErrorKind, IoBuf, WriteFlags};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -89,6 +89,26 @@ fn a_disk_that_grows_where_nothing_is_allocates_nothing() {
         rig.qemu_io(&path, &["read -P 5 0 1001k", "read -P 0 1001k 4119k"]);
         check(&path);
     }
+}
+
+/// Version 2 cannot hide what a longer backing file has: the disk then stays as it is.
+#[test]
+fn a_disk_does_not_grow_over_what_it_cannot_hide() {
+    let Some(rig) = Rig::new() else { return };
+    let below = rig.create("below.qcow2", "", "1001k");
+    rig.qemu_io(&below, &["write -P 5 0 1001k"]);
+    let more = format!("compat=0.10,backing_file={below},backing_fmt=qcow2");
+    let path = rig.create("image.qcow2", &more, "33k");
+    let image = open(options(&path));
+    image.on(async |node| {
+        let refused = node.resize(5 * MIB).await.unwrap_err();
+        assert_eq!((refused.kind(), node.len()), (ErrorKind::Unsupported, 33 * KIB));
+        // The rest of its last cluster has room for zeroes.
+        node.resize(64 * KIB).await.unwrap();
+    });
+    image.close();
+    rig.qemu_io(&path, &["read -P 5 0 33k", "read -P 0 33k 31k"]);
+    check(&path);
 }
 
 /// Places that were given to clusters in advance are given back, though nothing is in them.
