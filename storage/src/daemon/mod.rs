@@ -11,7 +11,7 @@ mod pidfile;
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use ferry_api::command::{ChardevInfo, Command, ProcessCommand, reply};
+use ferry_api::command::{BlockCommand, ChardevInfo, Command, ProcessCommand, reply};
 use ferry_api::schema::Empty;
 use ferry_api::{Controller, EventKind, LocalBoxFuture, QmpError, interface};
 use ferry_block::{Clock, Executor, IoThread, IoThreadOptions, Notify};
@@ -119,6 +119,10 @@ impl Controller for Daemon {
                     reply(&Empty {})
                 }
                 Command::Process(ProcessCommand::QueryChardev) => reply(&self.chardevs),
+                Command::Block(command) if self.is_ending() && !is_in_time(&command) => {
+                    let text = format!("{} comes too late: the process ends", command.name());
+                    Err(QmpError::generic(text))
+                }
                 Command::Block(command) => self.storage.execute(command).await,
                 // Not in the interface, so that no session lets it through.
                 Command::Machine(command) => Err(QmpError::command_not_found(command.name())),
@@ -192,18 +196,32 @@ impl Daemon {
         Ok(())
     }
 
+    fn is_ending(&self) -> bool {
+        self.ending.borrow().is_some()
+    }
+
     fn end(&self, why: Ending) {
         self.ending.borrow_mut().get_or_insert(why);
         self.changed.notify_all();
     }
 
     async fn ended(&self) -> Ending {
-        self.changed.wait_until(|| self.ending.borrow().is_some()).await;
+        self.changed.wait_until(|| self.is_ending()).await;
         self.ending.borrow().unwrap_or(Ending::Quit)
     }
+}
+
+/// Whether a command may come while everything is being closed. What others began then nobody would end: a
+/// node would not be given up, and what its bitmaps recorded would be lost.
+fn is_in_time(command: &BlockCommand) -> bool {
+    matches!(command, BlockCommand::Yank(_)) || command.name().starts_with("query-")
 }
 
 /// An error of something that the command line asks for.
 fn refused(what: &str) -> impl FnOnce(QmpError) -> Error {
     move |error| Error::new(ErrorKind::Config, format!("{what}: {error}"))
 }
+
+#[cfg(test)]
+#[path = "daemon_tests.rs"]
+mod tests;
