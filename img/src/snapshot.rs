@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use ferry_block::Edge;
 use ferry_block::format::qcow2::snapshot::{
-    Moment, apply_snapshot, create_snapshot, delete_snapshot,
+    Moment, SnapshotRef, apply_snapshot, create_snapshot, delete_snapshot,
 };
 use serde_json::{Map, Value};
 
@@ -39,10 +39,10 @@ struct Verb {
     /// Take one of this name
     #[arg(short)]
     create: Option<String>,
-    /// Make the disk what it was
+    /// Make the disk what it was in the one with this id or name
     #[arg(short)]
     apply: Option<String>,
-    /// Delete one
+    /// Delete the one of this name
     #[arg(short)]
     delete: Option<String>,
 }
@@ -63,7 +63,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         } else if let Some(name) = &verb.apply {
             ("apply", name, apply_snapshot(file, name).await)
         } else if let Some(name) = &verb.delete {
-            ("delete", name, delete_snapshot(file, name).await)
+            // By its name only, as in QEMU: another snapshot may have that for its id.
+            let which = SnapshotRef::Exact { id: None, name: Some(name.clone()) };
+            ("delete", name, delete_snapshot(file, &which).await)
         } else {
             return list(file, &arguments.filename).await;
         };

@@ -6,7 +6,9 @@ use super::drain::reaches;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Qcow2Driver;
 use crate::format::qcow2::amend::{AmendOptions, Backing, amend};
-use crate::format::qcow2::snapshot::{Moment, Snapshot, create_snapshot, delete_snapshot};
+use crate::format::qcow2::snapshot::{
+    Moment, Snapshot, SnapshotRef, create_snapshot, delete_snapshot,
+};
 use crate::node::BlockNode;
 
 impl BlockGraph {
@@ -76,8 +78,8 @@ impl BlockGraph {
             return Err(Error::new(ErrorKind::NotFound, text));
         };
         check_written(device, node)?;
-        let id = found.id.clone();
-        driver.offline(|file| async move { delete_snapshot(&file, &id).await }).await?;
+        let which = SnapshotRef::Exact { id: Some(found.id.clone()), name: None };
+        driver.offline(|file| async move { delete_snapshot(&file, &which).await }).await?;
         Ok(found)
     }
 

@@ -60,6 +60,21 @@ fn a_snapshot_is_read_as_qemu_img_reads_it() {
 }
 
 #[test]
+fn a_snapshot_is_deleted_by_its_name() {
+    let Some(rig) = Rig::empty() else { return };
+    for program in [OURS, "qemu-img"] {
+        snapshots(&rig);
+        for (name, status) in [("1", 0), ("2", 1), ("1", 1)] {
+            let ended = rig.run(program, &format!("snapshot -d {name} a.qcow2"));
+            assert_eq!(ended.status.code(), Some(status), "{program} {name}: {ended:?}");
+        }
+        let left = rig.qemu_img("snapshot -l a.qcow2");
+        let left = String::from_utf8_lossy(&left.stdout).into_owned();
+        assert!(left.contains("one") && left.lines().count() == 3, "{program}: {left}");
+    }
+}
+
+#[test]
 fn a_snapshot_is_as_long_as_the_disk_was() {
     let Some(rig) = Rig::empty() else { return };
     snapshots(&rig);

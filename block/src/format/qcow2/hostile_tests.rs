@@ -6,7 +6,9 @@ use super::bitmap::{load_bitmap, load_directory, mark_in_use, store_bitmaps};
 use super::check::{Repair, check};
 use super::create::CreateOptions;
 use super::header::{Header, Version};
-use super::snapshot::{Moment, apply_snapshot, create_snapshot, delete_snapshot, load_snapshots};
+use super::snapshot::{
+    Moment, SnapshotRef, apply_snapshot, create_snapshot, delete_snapshot, load_snapshots,
+};
 use super::test_rig::Rig;
 use super::{OverlapCheck, OverlapTemplate, Qcow2Options};
 use crate::BackendKind;
@@ -74,7 +76,7 @@ async fn use_all(file: &Edge, round: u64) -> u32 {
     refused += u32::from(match round % 7 {
         0 => create_snapshot(file, "s", Moment::default()).await.is_err(),
         1 => apply_snapshot(file, "first").await.is_err(),
-        2 => delete_snapshot(file, "first").await.is_err(),
+        2 => delete_snapshot(file, &SnapshotRef::Either("first".into())).await.is_err(),
         3 => store_bitmaps(file, &[]).await.is_err(),
         4 => mark_in_use(file).await.is_err(),
         5 => amend(file, &width).await.is_err(),

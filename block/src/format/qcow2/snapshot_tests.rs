@@ -19,6 +19,10 @@ fn names(rig: &Rig) -> Vec<(String, String)> {
     table.into_iter().map(|snapshot| (snapshot.id, snapshot.name)).collect()
 }
 
+fn either(id_or_name: &str) -> SnapshotRef {
+    SnapshotRef::Either(id_or_name.to_owned())
+}
+
 fn pair(id: &str, name: &str) -> (String, String) {
     (id.to_owned(), name.to_owned())
 }
@@ -46,9 +50,9 @@ fn snapshots_of_both_programs_are_taken_gone_back_to_and_deleted_by_both() {
         rig.qemu_io("a", &["read -P 1 0 512k", "read -P 3 512k 1M", "read -P 4 3M 4k"]);
         rig.qemu_img(&["snapshot", "-a", "1", "a"]);
         rig.qemu_io("a", &["read -P 1 0 1M", "read -P 0 1M 512k", "read -P 2 3M 64k"]);
-        rig.on("a", async |file| delete_snapshot(file, "2").await).unwrap();
+        rig.on("a", async |file| delete_snapshot(file, &either("2")).await).unwrap();
         rig.assert_clean("a");
-        rig.on("a", async |file| delete_snapshot(file, "own").await).unwrap();
+        rig.on("a", async |file| delete_snapshot(file, &either("own")).await).unwrap();
         rig.assert_clean("a");
         assert_eq!(names(&rig), []);
         rig.qemu_io("a", &["read -P 1 0 1M", "write -P 9 0 8M", "read -P 9 0 8M"]);
@@ -94,7 +98,7 @@ fn hundreds_of_snapshots_make_the_refcount_table_grow() {
     rig.assert_clean("a");
     for number in (1..=300).rev() {
         let id = number.to_string();
-        rig.on("a", async |file| delete_snapshot(file, &id).await).unwrap();
+        rig.on("a", async |file| delete_snapshot(file, &either(&id)).await).unwrap();
     }
     rig.assert_clean("a");
     rig.qemu_io("a", &["read -P 1 0 1M"]);
@@ -105,7 +109,8 @@ fn what_is_not_there_or_cannot_be_is_refused() {
     let Some(rig) = Rig::with_qemu() else { return };
     rig.qemu_img(&["create", "-q", "-f", "qcow2", "a", "8M"]);
     rig.qemu_img(&["snapshot", "-c", "one", "a"]);
-    let missing = rig.on("a", async |file| delete_snapshot(file, "two").await).unwrap_err();
+    let missing =
+        rig.on("a", async |file| delete_snapshot(file, &either("two")).await).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
     let mut bytes = rig.bytes("a");
     let header = Header::parse(&bytes).unwrap();
@@ -120,7 +125,7 @@ fn what_is_not_there_or_cannot_be_is_refused() {
     }
     bytes[60..64].copy_from_slice(&65536_u32.to_be_bytes());
     rig.set_bytes("a", &bytes);
-    let error = rig.on("a", async |file| delete_snapshot(file, "one").await).unwrap_err();
+    let error = rig.on("a", async |file| delete_snapshot(file, &either("one")).await).unwrap_err();
     assert!(error.to_string().contains("ends after"), "{error}");
 }
 
@@ -136,7 +141,7 @@ fn a_disk_without_bytes_has_snapshots_too() {
     rig.assert_clean("a");
     rig.on("a", async |file| apply_snapshot(file, "1").await).unwrap();
     rig.assert_clean("a");
-    rig.on("a", async |file| delete_snapshot(file, "empty").await).unwrap();
+    rig.on("a", async |file| delete_snapshot(file, &either("empty")).await).unwrap();
     rig.assert_clean("a");
     rig.qemu_img(&["resize", "-q", "a", "1M"]);
     rig.qemu_io("a", &["write -P 4 0 1M", "read -P 4 0 1M"]);

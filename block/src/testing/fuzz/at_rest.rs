@@ -73,7 +73,7 @@ async fn change_snapshots(file: &Edge) -> Result<()> {
     let mut result = create_snapshot(file, "new", Moment::default()).await.map(drop);
     for snapshot in snapshots.iter().take(SNAPSHOTS) {
         result = result.and(apply_snapshot(file, &snapshot.id).await);
-        result = result.and(delete_snapshot(file, &snapshot.id).await);
+        result = result.and(delete_snapshot(file, &SnapshotRef::Either(snapshot.id.clone())).await);
     }
     result.and(apply_snapshot(file, "new").await)
 }

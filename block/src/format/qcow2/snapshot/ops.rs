@@ -3,6 +3,7 @@
 use super::super::at_rest::AtRest;
 use super::super::container::{write_at, write_words};
 use super::super::header::{MAX_SNAPSHOTS, Table};
+use super::select::SnapshotRef;
 use super::table::{Snapshot, SnapshotTable, load_snapshots, serialise};
 use super::tree::{Flags, load_l1, refresh_active, set_flags, share};
 use crate::edge::Edge;
@@ -96,15 +97,14 @@ pub async fn apply_snapshot(file: &Edge, id_or_name: &str) -> Result<()> {
     settle(&mut image).await
 }
 
-/// Deletes the snapshot with this id or name.
+/// Deletes a snapshot.
 ///
 /// # Errors
 /// `NotFound`, or the image is damaged.
-pub async fn delete_snapshot(file: &Edge, id_or_name: &str) -> Result<()> {
+pub async fn delete_snapshot(file: &Edge, which: &SnapshotRef) -> Result<()> {
     let mut image = open(file).await?;
     let mut table = load_snapshots(file, &image.header).await?;
-    let at = find(&table.snapshots, id_or_name)?;
-    let snapshot = table.snapshots.remove(at);
+    let snapshot = table.snapshots.remove(which.position(&table.snapshots)?);
     let l1 = load_l1(&image, snapshot.l1).await?;
     let place = store(&mut image, &table.snapshots).await?;
     image.mark_unsettled(true);

@@ -24,15 +24,15 @@ pub enum SnapshotRef {
 }
 
 impl SnapshotRef {
-    fn find<'a>(&self, snapshots: &'a [Snapshot]) -> Result<&'a Snapshot> {
+    /// Where in the list it is.
+    pub(super) fn position(&self, snapshots: &[Snapshot]) -> Result<usize> {
         match self {
-            SnapshotRef::Either(wanted) => Ok(&snapshots[find(snapshots, wanted)?]),
+            SnapshotRef::Either(wanted) => find(snapshots, wanted),
             SnapshotRef::Exact { id, name } => {
                 let is = |wanted: &Option<String>, text: &str| {
                     wanted.as_deref().is_none_or(|wanted| wanted == text)
                 };
-                let mut all = snapshots.iter();
-                let found = all.find(|one| is(id, &one.id) && is(name, &one.name));
+                let found = snapshots.iter().position(|one| is(id, &one.id) && is(name, &one.name));
                 found.ok_or_else(|| Error::new(ErrorKind::NotFound, "Can't find snapshot"))
             }
         }
@@ -51,7 +51,7 @@ pub(in super::super) async fn load_header(
     let mut header = Header::load(file).await?;
     let Some(snapshot) = snapshot else { return Ok(header) };
     let table = load_snapshots(file, &header).await?;
-    let snapshot = snapshot.find(&table.snapshots)?;
+    let snapshot = &table.snapshots[snapshot.position(&table.snapshots)?];
     // An old snapshot says nothing of the disk's length then: no longer than its table, though.
     let most = u64::from(snapshot.l1.entries).saturating_mul(header.geometry.l2_span());
     header.size = snapshot.disk_size.unwrap_or(header.size.min(most));
