@@ -72,8 +72,11 @@ struct Joined(Vec<IoBuf>);
 impl BufOwner for Joined {
     fn written(&self, start: NonNull<u8>, len: usize) {
         for part in &self.0 {
-            for piece in part.pieces().filter(|piece| piece.start == start) {
-                part.shared.owner.written(start, len.min(piece.len));
+            for piece in part.pieces() {
+                let before = start.addr().get().checked_sub(piece.start.addr().get());
+                if let Some(before) = before.filter(|before| *before < piece.len) {
+                    part.shared.owner.written(start, len.min(piece.len - before));
+                }
             }
         }
     }

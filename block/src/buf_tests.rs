@@ -61,6 +61,16 @@ fn the_owner_hears_every_piece_that_was_written() {
 }
 
 #[test]
+fn the_owners_of_joined_buffers_hear_what_was_written_to_each() {
+    let (first, first_owner) = scattered(&[4]);
+    let (second, second_owner) = scattered(&[4, 4]);
+    let joined = IoBuf::concat(&[first, second.slice(2..8)]);
+    joined.slice(3..8).copy_from(&[7; 5]);
+    assert_eq!(*first_owner.written.borrow(), [0, 1]);
+    assert_eq!(*second_owner.written.borrow(), [0, 2, 1, 2]);
+}
+
+#[test]
 fn zero_detection_looks_at_every_byte() {
     let buf = IoBuf::alloc(37);
     assert!(buf.is_zero());
