@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::fault::{Effect, Fault, SimOp};
+use super::fault::{Fault, SimOp};
 use super::rng::Rng;
 use crate::bitmap::DirtyBitmap;
 use crate::buf::IoBuf;

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock::Clock;
+use crate::testing::Effect;
 
 fn with_disk<T>(len: u64, test: impl AsyncFnOnce(SimDisk) -> T) -> T {
     let executor = Executor::new(Clock::simulated()).unwrap();
