@@ -59,7 +59,8 @@ fn transcript(daemon: &mut Daemon, script: &str) -> Result<Vec<String>> {
         };
         let (name, arguments) = text.split_once(' ').context("a line without arguments")?;
         let arguments = serde_json::from_str(&arguments.replace("DIR", &dir))?;
-        let answer = match qmp.execute(name, arguments)? {
+        let executed = qmp.execute(name, arguments);
+        let answer = match executed.with_context(|| format!("no answer to {text}"))? {
             Ok(answer) => normal(answer, &dir).to_string(),
             Err(refused) if class_only => refused.class,
             Err(refused) => format!("{}: {}", refused.class, refused.desc.replace(&dir, "DIR")),
@@ -84,8 +85,8 @@ fn transcript(daemon: &mut Daemon, script: &str) -> Result<Vec<String>> {
 fn the_same_script_gets_the_same_answers() {
     need::test(&[DAEMON], || {
         let script = include_str!("../scripts/storage.txt");
-        let theirs = transcript(&mut Daemon::qemu(&[])?, script)?;
-        let ours = transcript(&mut Daemon::ferry(&[])?, script)?;
+        let theirs = transcript(&mut Daemon::qemu(&[])?, script).context("QEMU")?;
+        let ours = transcript(&mut Daemon::ferry(&[])?, script).context("ferry")?;
         let differences: Vec<String> = theirs
             .iter()
             .zip(&ours)
@@ -169,12 +170,13 @@ fn an_overlay_names_the_window_of_a_file_that_it_lies_over() {
             "--blockdev=driver=file,node-name=f0,filename=DIR/disk.raw",
             "--blockdev=driver=raw,node-name=r0,file=f0,offset=65536,size=131072",
         ])?;
-        let bytes: Vec<u8> = (0..=u8::MAX).flat_map(|page| [page; 4096]).collect();
-        std::fs::write(daemon.path("disk.raw"), bytes)?;
         let overlay = daemon.path("o.qcow2");
         let snapshot =
             json!({"node-name": "r0", "snapshot-file": overlay, "snapshot-node-name": "o"});
         let mut qmp = daemon.qmp()?;
+        // Only now: while it is written, the file has another length.
+        let bytes: Vec<u8> = (0..=u8::MAX).flat_map(|page| [page; 4096]).collect();
+        std::fs::write(daemon.path("disk.raw"), bytes)?;
         qmp.call("blockdev-snapshot-sync", snapshot)?;
         qmp.call("quit", json!({}))?;
         ensure!(daemon.ended()? == 0);
