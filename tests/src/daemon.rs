@@ -35,7 +35,14 @@ impl Daemon {
     ///
     /// When it is not there.
     pub fn qemu(options: &[&str]) -> Result<Daemon> {
-        Daemon::start(command::program("qemu-storage-daemon", "qemu-system-common")?, options)
+        let program = command::program("qemu-storage-daemon", "qemu-system-common")?;
+        let mut daemon = Daemon::start(program, &[options, &["--pidfile=DIR/pid"]].concat())?;
+        // It listens before its monitor is there: who comes then is greeted twice, or not answered at all.
+        let started = Path::new(&daemon.path("pid")).to_owned();
+        time::poll("QEMU's daemon", LIMIT, || {
+            Ok((started.exists() || daemon.child.try_wait()?.is_some()).then_some(()))
+        })?;
+        Ok(daemon)
     }
 
     /// Starts it with a monitor; `DIR` in `options` is its folder, in which there is a `disk.raw`.

@@ -70,8 +70,10 @@ impl Qmp {
             } else if let Some(error) = message.get("error") {
                 let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
                 return Ok(Err(Refused { class: text("class"), desc: text("desc") }));
+            } else if let Some(answer) = message.get("return") {
+                return Ok(Ok(answer.clone()));
             } else {
-                return Ok(Ok(message["return"].clone()));
+                bail!("neither an answer nor an event: {message}");
             }
         }
     }
