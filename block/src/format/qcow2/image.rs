@@ -324,9 +324,10 @@ impl Image {
         if header.geometry.version() == Version::V2 {
             header.extensions.generation = None;
         }
-        self.check_overlap(&(0..header.serialise()?.len() as u64), Some(Kind::Header))?;
+        let bytes = header.serialise()?;
+        self.check_overlap(&(0..bytes.len() as u64), Some(Kind::Header))?;
         self.header_unsure.set(true);
-        header.store(&self.file).await?;
+        header.store_as(&bytes, &self.file).await?;
         self.header_unsure.set(false);
         self.header.replace(header);
         Ok(())

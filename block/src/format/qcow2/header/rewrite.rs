@@ -26,8 +26,16 @@ impl Header {
     /// # Errors
     /// It does not fit into a cluster, or a read, a write or a flush failed.
     pub(in super::super) async fn store(&self, file: &Edge) -> Result<()> {
-        let old = read_at(file, 0, self.geometry.cluster_len()).await?;
-        let pieces = self.pieces(&old)?;
+        self.store_as(&self.serialise()?, file).await
+    }
+
+    /// The same for who has it [serialised](Header::serialise) already.
+    ///
+    /// # Errors
+    /// As [`store`](Header::store).
+    pub(in super::super) async fn store_as(&self, new: &[u8], file: &Edge) -> Result<()> {
+        let old = read_at(file, 0, new.len()).await?;
+        let pieces = self.pieces(&old, new)?;
         file.flush().await?;
         for (at, bytes) in pieces {
             write_at(file, at as u64, &bytes).await?;
@@ -37,12 +45,11 @@ impl Header {
     }
 
     /// What is to be written over the header in `old`, one after the other, each durable before the next.
-    fn pieces(&self, old: &[u8]) -> Result<Vec<Piece>> {
-        let new = self.serialise()?;
-        let (old_end, new_end) = (end(old), end(&new));
+    fn pieces(&self, old: &[u8], new: &[u8]) -> Result<Vec<Piece>> {
+        let (old_end, new_end) = (end(old), end(new));
         let whole = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
         // No more sectors than say anything.
-        let all = whole(old).max(whole(&new)).next_multiple_of(SECTOR).clamp(SECTOR, new.len());
+        let all = whole(old).max(whole(new)).next_multiple_of(SECTOR).clamp(SECTOR, new.len());
         let first = (0, new[..SECTOR].to_vec());
         let rest = (SECTOR, new[SECTOR..all].to_vec());
         if old.get(SECTOR..all) == Some(&new[SECTOR..all]) {
