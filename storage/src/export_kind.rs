@@ -32,6 +32,9 @@ pub trait RunningExport {
     /// Whether somebody uses it.
     fn has_client(&self) -> bool;
 
+    /// Lets nobody in any more, from this moment on: what has not begun is given up.
+    fn retire(&self);
+
     /// Sends away who uses it. When this is over, nothing is in flight and nobody can come.
     fn close(&self) -> LocalBoxFuture<'_, ()>;
 }

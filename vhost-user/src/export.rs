@@ -112,11 +112,16 @@ impl Export {
         self.0.client.borrow().is_some()
     }
 
-    /// Stops listening, hangs up, and waits until nothing is in flight. Requests that somebody holds up at
-    /// the gate stay in the ring for whoever serves it next.
+    /// Lets nobody in any more. Requests that somebody holds up at the gate stay in the ring for whoever serves
+    /// it next.
+    pub fn retire(&self) {
+        self.0.backend.retire();
+    }
+
+    /// Retires it, stops listening, hangs up, and waits until nothing is in flight.
     pub async fn close(&self) {
         let inner = &self.0;
-        inner.backend.retire();
+        self.retire();
         if let Some(listener) = inner.listener.take() {
             listener.cancel().await;
         }

@@ -39,6 +39,10 @@ impl RunningExport for VhostUser {
         self.0.has_client()
     }
 
+    fn retire(&self) {
+        self.0.retire();
+    }
+
     fn close(&self) -> LocalBoxFuture<'_, ()> {
         Box::pin(self.0.close())
     }

@@ -49,6 +49,10 @@ impl RunningExport for NbdExport {
         self.export.client_count() != 0
     }
 
+    fn retire(&self) {
+        self.export.retire();
+    }
+
     fn close(&self) -> LocalBoxFuture<'_, ()> {
         Box::pin(self.server.remove(&self.export))
     }
@@ -218,10 +222,15 @@ impl Storage {
     }
 }
 
-/// Takes every export away and stops listening, where anybody does.
-pub(crate) async fn close_exports(graph: &BlockGraph) {
-    Exports::of(graph).remove_all(graph, |_| true).await;
-    stop_nbd_server(graph).await;
+/// Takes every export away and stops listening, where anybody does. From the call on nobody gets in; the
+/// result is over when they are gone.
+pub(crate) fn close_exports(graph: &BlockGraph) -> impl Future<Output = ()> + use<> {
+    let gone = Exports::of(graph).remove_all(graph, |_| true);
+    let graph = graph.clone();
+    async move {
+        gone.await;
+        stop_nbd_server(&graph).await;
+    }
 }
 
 async fn stop_nbd_server(graph: &BlockGraph) {

@@ -105,19 +105,26 @@ impl Exports {
         Ok(())
     }
 
-    /// Takes all of these kinds away, however long that takes.
-    pub(super) async fn remove_all(
+    /// Takes all of these kinds away. From the call on nobody gets in; the result is over when they are gone,
+    /// however long that takes.
+    pub(super) fn remove_all<F>(
         self: &Rc<Self>,
         graph: &BlockGraph,
-        of: impl Fn(BlockExportType) -> bool,
-    ) {
+        of: F,
+    ) -> impl Future<Output = ()> + use<F>
+    where
+        F: Fn(BlockExportType) -> bool,
+    {
         for entry in self.open_entries(&of) {
             self.begin_to_close(graph, entry);
         }
-        // Others may be added before the last of these is gone.
-        let closing = |entry: &Rc<Entry>| of(entry.kind) && entry.closing.get();
-        let gone = || !self.entries.borrow().iter().any(closing);
-        self.gone.wait_until(gone).await;
+        let this = Rc::clone(self);
+        async move {
+            // Others may be added before the last of these is gone.
+            let closing = |entry: &Rc<Entry>| of(entry.kind) && entry.closing.get();
+            let gone = || !this.entries.borrow().iter().any(closing);
+            this.gone.wait_until(gone).await;
+        }
     }
 
     fn open_entries(&self, of: impl Fn(BlockExportType) -> bool) -> Vec<Rc<Entry>> {
@@ -127,6 +134,7 @@ impl Exports {
 
     fn begin_to_close(self: &Rc<Self>, graph: &BlockGraph, entry: Rc<Entry>) {
         entry.closing.set(true);
+        entry.export.retire();
         let (this, graph, executor) = (Rc::clone(self), graph.clone(), graph.executor().clone());
         drop(executor.spawn(async move {
             entry.export.close().await;
@@ -157,3 +165,7 @@ impl Exports {
 fn not_found(id: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("Export '{id}' is not found"))
 }
+
+#[cfg(test)]
+#[path = "export_registry_tests.rs"]
+mod tests;

@@ -71,13 +71,9 @@ impl Storage {
         let close = |graph: BlockGraph| async move {
             // First of all: requests that one holds up are done then.
             JobRegistry::of(&graph).cancel_all().await;
-            // Whoever waits for storage that does not answer keeps nobody else from being closed.
-            let exports = graph.executor().spawn({
-                let graph = graph.clone();
-                async move { export::close_exports(&graph).await }
-            });
-            // They let nobody in any more before images are given up.
-            graph.executor().yield_now().await;
+            // They let nobody in any more before images are given up. But whoever waits for storage that does not
+            // answer keeps nobody else from being closed.
+            let exports = graph.executor().spawn(export::close_exports(&graph));
             let closed = graph.close_all().await;
             exports.await;
             closed

@@ -137,11 +137,16 @@ impl Export {
         self.client_left.notify_all();
     }
 
-    /// Disconnects everybody and waits until their requests are over. Those that somebody holds up at the
-    /// gate are given up: nobody was told that they are done.
-    pub(super) async fn close(&self) {
+    /// Lets nobody in any more. Requests that somebody holds up at the gate are given up: nobody was told that
+    /// they are done.
+    pub fn retire(&self) {
         self.closing.set(true);
         self.backend.retire();
+    }
+
+    /// Retires it, disconnects everybody and waits until their requests are over.
+    pub(super) async fn close(&self) {
+        self.retire();
         for client in self.clients() {
             client.shut_down();
         }
