@@ -28,6 +28,11 @@ impl BlockNode {
         self.children().into_iter().find(|edge| passes(edge.0.rule.get())).map(|edge| edge.node())
     }
 
+    /// This node, and below it those that it passes everything to.
+    pub(crate) fn passes_to(&self) -> impl Iterator<Item = BlockNode> {
+        std::iter::successors(Some(self.clone()), BlockNode::filtered)
+    }
+
     /// The image below this one: what is read where this one has nothing. Filters are looked
     /// through.
     pub fn backing(&self) -> Option<BlockNode> {

@@ -145,6 +145,15 @@ pub trait BlockDriver: 'static {
     /// Changes the length.
     async fn resize(&self, len: u64) -> Result<()>;
 
+    /// Makes it longer, at least `len` bytes, for who keeps an image in it: a device may be longer than
+    /// that. Answers what is known of the bytes that it grew by: `Zero`, or `Data` if they may be anything.
+    async fn grow(&self, len: u64) -> Result<ExtentKind>;
+
+    /// Finds out what another process has changed: an inactive driver takes it over, with its length; one
+    /// that is active keeps its length until [`resize`](BlockDriver::resize) says the one that was found.
+    /// Children go first.
+    async fn refresh(&self) -> Result<()>;
+
     /// Takes write ownership: locks as its permissions ask for, forgets every mutable thing it has
     /// cached, reads the length again. With `only_if` refuses unless the generation mark still is
     /// that (`OwnershipUnknown` if it is not, or none can be kept). With write permission it then
@@ -180,6 +189,8 @@ pub trait DynDriver {
     fn flush(&self) -> LocalBoxFuture<'_, Result<()>>;
     fn map(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Extent>>;
     fn resize(&self, len: u64) -> LocalBoxFuture<'_, Result<()>>;
+    fn grow(&self, len: u64) -> LocalBoxFuture<'_, Result<ExtentKind>>;
+    fn refresh(&self) -> LocalBoxFuture<'_, Result<()>>;
     fn activate(&self, only_if: Option<u64>) -> LocalBoxFuture<'_, Result<()>>;
     fn inactivate(&self) -> LocalBoxFuture<'_, Result<()>>;
     fn generation(&self) -> LocalBoxFuture<'_, Result<Option<u64>>>;
@@ -227,6 +238,12 @@ impl<D: BlockDriver> DynDriver for D {
     }
     fn resize(&self, len: u64) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(BlockDriver::resize(self, len))
+    }
+    fn grow(&self, len: u64) -> LocalBoxFuture<'_, Result<ExtentKind>> {
+        Box::pin(BlockDriver::grow(self, len))
+    }
+    fn refresh(&self) -> LocalBoxFuture<'_, Result<()>> {
+        Box::pin(BlockDriver::refresh(self))
     }
     fn activate(&self, only_if: Option<u64>) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(BlockDriver::activate(self, only_if))

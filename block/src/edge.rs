@@ -7,7 +7,7 @@ use std::rc::{Rc, Weak};
 
 use crate::backend::BackendInner;
 use crate::buf::IoBuf;
-use crate::driver::{Extent, WriteFlags};
+use crate::driver::{Extent, ExtentKind, WriteFlags};
 use crate::error::Result;
 use crate::graph::GraphInner;
 use crate::node::{BlockNode, NodeInner};
@@ -247,6 +247,11 @@ impl Edge {
     /// See [`BlockNode::resize`].
     pub async fn resize(&self, len: u64) -> Result<()> {
         self.node().resize(len).await
+    }
+
+    /// See [`BlockNode::grow`].
+    pub async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.node().grow(len).await
     }
 }
 

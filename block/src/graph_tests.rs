@@ -74,6 +74,12 @@ impl BlockDriver for Fake {
     async fn resize(&self, _len: u64) -> Result<()> {
         Ok(())
     }
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.resize(len).await.map(|()| ExtentKind::Zero)
+    }
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
+    }
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {
         self.note("activate")
     }

@@ -120,6 +120,12 @@ impl BlockDriver for Rc<Strict> {
         }
         Ok(())
     }
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        BlockDriver::resize(self, len).await.map(|()| ExtentKind::Zero)
+    }
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
+    }
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::Deserialize;
 
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
 use crate::edge::{ChildRole, Edge, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
@@ -112,6 +112,14 @@ impl BlockDriver for Compress {
 
     async fn resize(&self, len: u64) -> Result<()> {
         self.file.resize(len).await
+    }
+
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.file.grow(len).await
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {

@@ -31,7 +31,7 @@ pub struct CopyOnReadOptions {
 impl CopyOnReadOptions {
     pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<BlockNode> {
         let file = opening.child(&self.file, ChildRole::Filtered).await?;
-        let mut chain = std::iter::successors(Some(file.clone()), BlockNode::filtered);
+        let mut chain = file.passes_to();
         let read_only = opening.node_options().read_only;
         if let Some(node) = chain.find(BlockNode::is_read_only).filter(|_| !read_only) {
             // Nothing would ever be copied, and the user did not say that nothing shall be.
@@ -224,6 +224,14 @@ impl BlockDriver for CopyOnRead {
         let result = self.file.resize(len).await;
         drop(guard);
         result
+    }
+
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.file.grow(len).await
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {

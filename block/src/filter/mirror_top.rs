@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
 use crate::edge::{Edge, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::mirror::{Mirror, guest};
@@ -78,6 +78,14 @@ impl BlockDriver for MirrorTop {
     async fn resize(&self, _len: u64) -> Result<()> {
         let text = "a disk keeps its length while it is mirrored: cancel the job first";
         Err(Error::new(ErrorKind::Busy, text))
+    }
+
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.resize(len).await.map(|()| ExtentKind::Zero)
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::Deserialize;
 
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
 use crate::edge::{ChildRole, Edge, EdgePerms, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{PROBED_BYTES, recognise};
@@ -117,6 +117,17 @@ impl RawDriver {
         Err(Error::new(ErrorKind::PermissionDenied, text))
     }
 
+    /// Refuses a window of a fixed length.
+    fn check_follows(&self) -> Result<()> {
+        match self.size.get() {
+            None => Ok(()),
+            Some(_) => {
+                let context = "Cannot resize fixed-size raw disks";
+                Err(Error::new(ErrorKind::Unsupported, context))
+            }
+        }
+    }
+
     /// The file's range behind a range of ours. The file may have become shorter since the node
     /// checked the range; its own check catches that.
     fn below(&self, range: Range<u64>) -> Result<Range<u64>> {
@@ -191,12 +202,19 @@ impl BlockDriver for RawDriver {
     }
 
     async fn resize(&self, len: u64) -> Result<()> {
-        if self.size.get().is_some() {
-            let context = "Cannot resize fixed-size raw disks";
-            return Err(Error::new(ErrorKind::Unsupported, context));
-        }
+        self.check_follows()?;
         let end = self.below(0..len)?.end;
         self.file.resize(end).await
+    }
+
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.check_follows()?;
+        let end = self.below(0..len)?.end;
+        self.file.grow(end).await
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {

@@ -8,10 +8,7 @@ use super::{BlockGraph, perms};
 use crate::backend::{BackendKind, BlockBackend};
 use crate::edge::{Edge, EdgePerms, Parent, PermRule, Perms};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::qcow2::Qcow2Driver;
 use crate::node::BlockNode;
-use crate::protocol::file::FileDriver;
-use crate::protocol::nbd::NbdDriver;
 
 /// The generation marks of a graph's writable images at one moment, by node name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,15 +54,7 @@ impl BlockGraph {
     /// have resized them since they were opened.
     pub async fn refresh(&self) -> Result<()> {
         for node in children_first(&self.nodes()).into_iter().filter(|node| !node.is_active()) {
-            if let Some(file) = node.driver::<FileDriver>() {
-                file.refresh_len().await?;
-            }
-            if let Some(disk) = node.driver::<NbdDriver>() {
-                disk.refresh_len().await?;
-            }
-            if let Some(image) = node.driver::<Qcow2Driver>() {
-                image.refresh().await?;
-            }
+            node.0.driver.refresh().await?;
         }
         self.backends().iter().for_each(|backend| backend.0.tell_length());
         Ok(())

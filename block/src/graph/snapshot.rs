@@ -42,7 +42,7 @@ impl BlockGraph {
     /// `Busy`: a job does.
     pub fn check_no_job(&self, node: &BlockNode) -> Result<()> {
         // A job's own filter passes on what is below it.
-        let mut chain = std::iter::successors(Some(node.clone()), BlockNode::filtered);
+        let mut chain = node.passes_to();
         let Some(id) = chain.find_map(|node| node.job()) else { return Ok(()) };
         let jobs = JobRegistry::of(self).query_jobs();
         let kind = jobs.iter().find(|job| job.id == id).map_or("job", |job| job.kind.as_str());

@@ -6,7 +6,7 @@
 //! branch of the protocol's text (`extension-resize`) that no released server or client has, so it
 //! is not here either: a node that was resized has its new size for every connection made later. Our
 //! client asks for it over one connection more when its node is to be resized
-//! ([`crate::protocol::nbd::look_again`]).
+//! ([`crate::BlockNode::look_again`]).
 
 pub(crate) mod proto;
 mod server;

@@ -17,7 +17,9 @@ use std::ops::Range;
 use std::rc::{Rc, Weak};
 
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, DynDriver, Extent, Limits, WriteFlags};
+use crate::driver::{
+    BlockDriver, DynDriver, Extent, ExtentKind, Limits, LocalBoxFuture, WriteFlags,
+};
 use crate::edge::{Edge, EdgeInner, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
@@ -277,13 +279,38 @@ impl BlockNode {
     /// # Errors
     /// Those of the driver, which may have changed the length before it failed.
     pub async fn resize(&self, len: u64) -> Result<()> {
+        self.change_length(self.0.driver.resize(len)).await
+    }
+
+    /// Makes it longer, at least `len` bytes; see [`BlockDriver::grow`].
+    ///
+    /// # Errors
+    /// Those of the driver, which may have changed the length before it failed.
+    pub async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.change_length(self.0.driver.grow(len)).await
+    }
+
+    async fn change_length<T>(&self, change: LocalBoxFuture<'_, Result<T>>) -> Result<T> {
         self.check_writable("resize")?;
         let old = self.len();
-        let resized = self.0.driver.resize(len).await;
+        let changed = change.await;
         if self.len() != old {
             self.follow_length(old);
         }
-        resized.map_err(|error| self.explain(error, "resize"))
+        changed.map_err(|error| self.explain(error, "resize"))
+    }
+
+    /// Asks who decides on the length of what this node passes everything to how long that is now, for
+    /// [`resize`](BlockNode::resize) to go by. Requests go on meanwhile. What is below an image is left alone.
+    ///
+    /// # Errors
+    /// A server does not accept one connection more in time, or has another disk there now.
+    pub async fn look_again(&self) -> Result<()> {
+        // What another process owns is not ours to resize.
+        for node in self.passes_to().filter(BlockNode::is_active) {
+            node.0.driver.refresh().await?;
+        }
+        Ok(())
     }
 
     /// Sees to everything that goes by the length, which was `old`.

@@ -124,6 +124,14 @@ impl BlockDriver for NullDriver {
         Ok(())
     }
 
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.resize(len).await.map(|()| ExtentKind::Zero)
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {
         Ok(())
     }

@@ -143,6 +143,14 @@ impl BlockDriver for Overlay {
         Err(Error::new(ErrorKind::Unsupported, "an overlay keeps its length"))
     }
 
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.resize(len).await.map(|()| ExtentKind::Zero)
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {
         Ok(())
     }

@@ -308,6 +308,12 @@ impl BlockDriver for SimDisk {
         }
         self.carry(|state| async move { state.resize(len).await }).await
     }
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.resize(len).await.map(|()| ExtentKind::Zero)
+    }
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
+    }
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {
         Ok(())
     }

@@ -5,7 +5,6 @@ use ferry_api::command::{
     BlockResize, BlockdevCreate, BlockdevDel, BlockdevOptions, BlockdevReopen, BlockdevSetActive,
 };
 use ferry_block::job::create::{self, CreateImage};
-use ferry_block::protocol::{file, nbd};
 use ferry_block::{
     BackendKind, BlockGraph, BlockNode, EdgePerms, Error, ErrorKind, Perms, check_top,
 };
@@ -75,8 +74,7 @@ impl Storage {
             graph.check_no_job(&node)?;
             // What is above would see it change.
             check_top(&node)?;
-            nbd::look_again(&node).await?;
-            file::look_again(&node).await?;
+            node.look_again().await?;
             let perms = EdgePerms { needs: Perms::RESIZE, shares: Perms::ALL };
             let own = graph.add_backend(BackendKind::Job, "block_resize", &node, perms)?;
             let drained = graph.drain(&node, &[own.id()]).await;

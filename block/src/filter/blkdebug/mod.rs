@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
 use crate::edge::{ChildRole, Edge, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
@@ -248,6 +248,14 @@ impl BlockDriver for BlkdebugDriver {
 
     async fn resize(&self, len: u64) -> Result<()> {
         self.image.resize(len).await
+    }
+
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.image.grow(len).await
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {

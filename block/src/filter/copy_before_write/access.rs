@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::CopyBeforeWrite;
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
 use crate::edge::{ChildRole, Edge, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
@@ -114,6 +114,14 @@ impl BlockDriver for SnapshotAccess {
 
     async fn resize(&self, _len: u64) -> Result<()> {
         refuse_write()
+    }
+
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.resize(len).await.map(|()| ExtentKind::Zero)
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
 use crate::edge::{ChildRole, Edge, EdgePerms, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
@@ -172,6 +172,14 @@ impl BlockDriver for CopyBeforeWrite {
         let text =
             "a disk keeps its length while its old content is saved: remove the filter first";
         Err(Error::new(ErrorKind::Busy, text))
+    }
+
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.resize(len).await.map(|()| ExtentKind::Zero)
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {

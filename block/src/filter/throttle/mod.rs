@@ -13,7 +13,7 @@ use std::rc::Rc;
 use serde::Deserialize;
 
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
 use crate::edge::{ChildRole, Edge, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
@@ -117,6 +117,14 @@ impl BlockDriver for ThrottleDriver {
 
     async fn resize(&self, len: u64) -> Result<()> {
         self.file.resize(len).await
+    }
+
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.file.grow(len).await
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {

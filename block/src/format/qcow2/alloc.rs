@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use super::entry::{put_refcount, refcount};
 use super::image::Image;
+use crate::driver::ExtentKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ranges::RangeLocks;
 
@@ -371,18 +372,23 @@ impl Image {
         let ahead = (have / 8).clamp(GROW.start, GROW.end);
         let cluster = self.geometry().cluster_size();
         let grown = len.max(have + ahead).next_multiple_of(cluster);
-        let result = match self.file.resize(grown).await {
-            Err(error) if error.kind() == ErrorKind::NoSpace => self.file.resize(len).await,
+        let result = match self.file.grow(grown).await {
+            // A device may have no more than what is needed, too.
+            Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Unsupported) => {
+                self.file.grow(len).await
+            }
             other => other,
         };
-        result.map_err(|error| match error.kind() {
+        let kind = result.map_err(|error| match error.kind() {
             // A device, or a window of a file: it is full.
             ErrorKind::Unsupported => error.with_kind(ErrorKind::NoSpace),
             _ => error,
         })?;
-        let (start, end) = self.space.zeroes.get();
-        let start = if end == have { start } else { have };
-        self.space.zeroes.set((start, self.file.len()));
+        if kind == ExtentKind::Zero {
+            let (start, end) = self.space.zeroes.get();
+            let start = if end == have { start } else { have };
+            self.space.zeroes.set((start, self.file.len()));
+        }
         Ok(())
     }
 }

@@ -42,7 +42,7 @@ pub(super) async fn write_at(file: &Edge, at: u64, bytes: &[u8]) -> Result<()> {
         return Err(Error::new(ErrorKind::OutOfRange, context));
     };
     if end > file.len() {
-        file.resize(end).await?;
+        file.grow(end).await?;
     }
     let mut at = at;
     for piece in bytes.chunks(PIECE) {

@@ -12,7 +12,7 @@ use super::snapshot::{Snapshot, load_snapshots};
 use super::tighten::tighten;
 use crate::bitmap::DirtyBitmap;
 use crate::buf::IoBuf;
-use crate::driver::{BlockDriver, Extent, Limits, WriteFlags};
+use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
 use crate::edge::{Edge, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::open::protocol_name;
@@ -65,14 +65,6 @@ impl Qcow2Driver {
     pub fn set_backing(&self, backing: Option<Edge>) {
         self.image.names_backing.set(false);
         self.image.backing.replace(backing);
-    }
-
-    /// Reads everything again that another process may have changed. The image is inactive.
-    pub(crate) async fn refresh(&self) -> Result<()> {
-        let closed = self.image.gate.close().await;
-        let reread = self.image.reread().await;
-        drop(closed);
-        reread
     }
 
     /// Whether the image may be written from its next activation on. It is inactive now.
@@ -289,6 +281,20 @@ impl BlockDriver for Qcow2Driver {
             self.image.preallocate(old..len, false).await?;
         }
         Ok(())
+    }
+
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        self.resize(len).await.map(|()| ExtentKind::Zero)
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        if self.image.condition.get() != Condition::Inactive {
+            return Ok(());
+        }
+        let closed = self.image.gate.close().await;
+        let reread = self.image.reread().await;
+        drop(closed);
+        reread
     }
 
     async fn activate(&self, only_if: Option<u64>) -> Result<()> {

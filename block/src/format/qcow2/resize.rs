@@ -167,7 +167,7 @@ impl Image {
         if let Some(data) = &self.data
             && data.len() < len
         {
-            data.resize(len).await?;
+            data.grow(len).await?;
         }
         // The end of what the tables may have clusters for: QEMU leaves the memory of a guest behind the
         // disk, when it went back to a snapshot.

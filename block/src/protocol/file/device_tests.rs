@@ -1,19 +1,27 @@
 use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::process::Command;
 
 use tempfile::TempDir;
 
 use super::*;
+use crate::backend::BackendKind;
 use crate::buf::IoBuf;
 use crate::clock::Clock;
 use crate::driver::WriteFlags;
+use crate::edge::{ChildRole, EdgePerms, Perms};
 use crate::executor::Executor;
+use crate::format::qcow2::create::{CreateOptions, create};
 use crate::graph::BlockGraph;
-use crate::open::BlockdevOptions;
+use crate::node::BlockNode;
+use crate::open::{BlockdevOptions, BlockdevRef};
 use crate::sys;
 
 const LEN: u64 = 1 << 20;
+/// What every byte of a device was before.
+const OLD: u8 = 0xee;
+const CLUSTER: usize = 1 << 16;
 
 /// A device over a file, until it is dropped.
 struct Loop {
@@ -21,11 +29,19 @@ struct Loop {
     path: String,
 }
 
+/// Makes the file so long. What is new of it was something before.
+fn lengthen(folder: &TempDir, len: u64) {
+    let path = folder.path().join("file");
+    let mut file = File::options().create(true).append(true).open(path).unwrap();
+    let more = len - file.metadata().unwrap().len();
+    io::copy(&mut io::repeat(OLD).take(more), &mut file).unwrap();
+}
+
 impl Loop {
     /// `None` where this process may not have one.
     fn new() -> Option<Loop> {
         let folder = tempfile::tempdir_in(".").unwrap();
-        File::create(folder.path().join("file")).unwrap().set_len(LEN).unwrap();
+        lengthen(&folder, LEN);
         let mut setup = Command::new("losetup");
         setup.args(["--show", "-f"]).arg(folder.path().join("file"));
         let made = setup.output().ok().filter(|made| made.status.success());
@@ -38,8 +54,7 @@ impl Loop {
     }
 
     fn grow(&self, len: u64) {
-        let file = File::options().write(true).open(self.folder.path().join("file")).unwrap();
-        file.set_len(len).unwrap();
+        lengthen(&self.folder, len);
         let told = Command::new("losetup").args(["-c", &self.path]).status().unwrap();
         assert!(told.success());
     }
@@ -96,8 +111,7 @@ fn a_device_that_was_extended_is_as_long_as_it_is() {
     with_device(false, async |device, node| {
         device.grow(2 * LEN);
         assert_eq!(node.len(), LEN);
-        node.resize(2 * LEN).await.unwrap_err();
-        look_again(node).await.unwrap();
+        node.look_again().await.unwrap();
         assert_eq!(node.len(), LEN, "nobody has told the node");
         for other in [LEN / 2, 3 * LEN] {
             assert_eq!(node.resize(other).await.unwrap_err().kind(), ErrorKind::Unsupported);
@@ -105,5 +119,50 @@ fn a_device_that_was_extended_is_as_long_as_it_is() {
         node.resize(2 * LEN).await.unwrap();
         assert_eq!(node.len(), 2 * LEN);
         node.write(2 * LEN - 512, IoBuf::from_vec(&[7; 512]), WriteFlags::NONE).await.unwrap();
+    });
+}
+
+/// Writes the first sectors of clusters from the one at `at` on, as long as there is room; where that ends.
+async fn fill(image: &BlockNode, mut at: u64) -> u64 {
+    loop {
+        match image.write(at, IoBuf::from_vec(&[7; 512]), WriteFlags::NONE).await {
+            Ok(()) => at += CLUSTER as u64,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+                return at;
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_on_a_device_goes_on_when_that_is_extended() {
+    let Some(device) = Loop::new() else { return };
+    let executor = Executor::new(Clock::real()).unwrap();
+    executor.block_on(async {
+        let graph = BlockGraph::new(executor.clone());
+        let file = graph.open(&BlockdevOptions::file(device.path.clone())).await.unwrap();
+        let needs = Perms::CONSISTENT_READ | Perms::WRITE | Perms::RESIZE;
+        let perms = EdgePerms { needs, shares: Perms::NONE };
+        let edge = graph.edge(&file, ChildRole::File, perms).unwrap();
+        create(&edge, None, &CreateOptions::new(16 * LEN)).await.unwrap();
+        drop(edge);
+        let image = BlockdevOptions::qcow2(BlockdevRef::Name(file.name().to_owned()));
+        let image = graph.open(&image).await.unwrap();
+        let needs = EdgePerms { needs: Perms::WRITE, shares: Perms::ALL };
+        let _disk = graph.add_backend(BackendKind::Device, "disk", &image, needs).unwrap();
+
+        let full = fill(&image, 0).await;
+        device.grow(4 * LEN);
+        let end = fill(&image, full).await;
+        assert_eq!(end - full, 3 * LEN, "all of it is used");
+        for at in (0..end).step_by(CLUSTER) {
+            let cluster = IoBuf::alloc(CLUSTER);
+            image.read(at, cluster.clone()).await.unwrap();
+            let bytes = cluster.to_vec();
+            assert!(bytes[..512].iter().all(|byte| *byte == 7), "{at:#x}");
+            assert!(bytes[512..].iter().all(|byte| *byte == 0), "{at:#x} shows what was there");
+        }
+        image.flush().await.unwrap();
     });
 }

@@ -26,7 +26,6 @@ use locks::ImageLocks;
 use mark::Mark;
 
 pub use create::{DEFAULT_EXTENT_SIZE_HINT, create, hint_extent_size};
-pub use device::look_again;
 pub use options::{FileOptions, Locking};
 
 /// Longest single transfer, bytes: the kernel's own limit is just below 2 GiB.
@@ -53,8 +52,6 @@ pub struct FileDriver {
     kind: FileKind,
     limits: Limits,
     len: Cell<u64>,
-    /// Bytes of a device when it was last asked: a node changes its length when it is told to.
-    device_len: Cell<u64>,
     active: Cell<bool>,
     held: Cell<EdgePerms>,
     locks: ImageLocks,
@@ -107,7 +104,6 @@ impl FileDriver {
             kind: opened.kind,
             limits: opened.limits,
             len: Cell::new(opened.len),
-            device_len: Cell::new(opened.len),
             active: Cell::new(false),
             held: Cell::new(EdgePerms::IDLE),
             locks: ImageLocks::default(),
@@ -127,11 +123,10 @@ impl FileDriver {
     }
 
     /// Reads the length again, which another process may have changed.
-    pub(crate) async fn refresh_len(&self) -> Result<()> {
+    async fn refresh_len(&self) -> Result<()> {
         let kind = self.kind;
         let len = self.io.blocking(move |fd| refresh(fd, kind)).await;
         self.len.set(len.map_err(|error| self.failed("read the length of", error))?);
-        self.device_len.set(self.len.get());
         Ok(())
     }
 
@@ -345,13 +340,24 @@ impl BlockDriver for FileDriver {
 
     async fn resize(&self, len: u64) -> Result<()> {
         if self.is_device() {
-            return self.follow_device(len);
+            return self.follow_device(len..=len).await;
         }
         self.known_data.take();
         let resized = self.io.blocking(move |fd| File::from(fd.try_clone_to_owned()?).set_len(len));
         resized.await.map_err(|error| self.failed("resize", error))?;
         self.len.set(whole_sectors(len));
         Ok(())
+    }
+
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        if self.is_device() {
+            return self.follow_device(len..=u64::MAX).await.map(|()| ExtentKind::Data);
+        }
+        self.resize(len).await.map(|()| ExtentKind::Zero)
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        if self.active.get() { Ok(()) } else { self.refresh_len().await }
     }
 
     async fn activate(&self, only_if: Option<u64>) -> Result<()> {

@@ -77,7 +77,7 @@ async fn open(graph: &BlockGraph, options: NbdOptions) -> BlockNode {
 }
 
 async fn resize(node: &BlockNode, len: u64) -> Result<()> {
-    look_again(node).await?;
+    node.look_again().await?;
     node.resize(len).await
 }
 

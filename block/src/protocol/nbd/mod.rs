@@ -41,6 +41,7 @@ pub struct NbdDriver {
     limits: Limits,
     /// Bytes. The server's disk may have become longer: a node changes its length when it is told to.
     len: Cell<u64>,
+    active: Cell<bool>,
 }
 
 /// The sessions of a graph by node name.
@@ -92,20 +93,6 @@ pub fn abandonable(graph: &BlockGraph) -> Vec<String> {
     let sessions = sessions.0.borrow();
     let alive = sessions.iter().filter(|(_, session)| session.strong_count() != 0);
     alive.map(|(name, _)| name.clone()).collect()
-}
-
-/// Asks the server of the disk that `node` passes everything to how long that is now, for
-/// [`BlockNode::resize`] to go by. Requests go on meanwhile. Other disks are left alone.
-///
-/// # Errors
-/// The server does not accept one connection more in time, or has another disk there now.
-pub async fn look_again(node: &BlockNode) -> Result<()> {
-    for node in std::iter::successors(Some(node.clone()), BlockNode::filtered) {
-        if let Some(disk) = node.driver::<NbdDriver>() {
-            disk.session.look_again().await?;
-        }
-    }
-    Ok(())
 }
 
 /// What the server says of the first bytes of a range, read as if it were their allocation.
@@ -166,19 +153,18 @@ impl NbdDriver {
             max_zeroes: longest & !(block - 1),
             discard_granularity: facts.min_block,
         };
-        NbdDriver { session, options, limits, len: Cell::new(whole_sectors(facts.size)) }
+        NbdDriver {
+            session,
+            options,
+            limits,
+            len: Cell::new(whole_sectors(facts.size)),
+            active: Cell::new(false),
+        }
     }
 
     /// Whether its connections were given up; see [`abandon`].
     pub(crate) fn is_abandoned(&self) -> bool {
         self.session.is_over()
-    }
-
-    /// Takes the length over that the server's disk has now.
-    pub(crate) async fn refresh_len(&self) -> Result<()> {
-        self.session.look_again().await?;
-        self.len.set(whole_sectors(self.session.facts().size));
-        Ok(())
     }
 
     async fn request(&self, command: Command) -> Result<Answer> {
@@ -328,12 +314,29 @@ impl BlockDriver for NbdDriver {
         Err(Error::new(ErrorKind::Unsupported, context))
     }
 
+    async fn grow(&self, len: u64) -> Result<ExtentKind> {
+        let there = whole_sectors(self.session.facts().size);
+        // What the server said when it was last connected to: a write must not wait for one connection more.
+        self.resize(there.max(len)).await.map(|()| ExtentKind::Data)
+    }
+
+    async fn refresh(&self) -> Result<()> {
+        self.session.look_again().await?;
+        if !self.active.get() {
+            self.len.set(whole_sectors(self.session.facts().size));
+        }
+        Ok(())
+    }
+
     async fn activate(&self, _only_if: Option<u64>) -> Result<()> {
+        self.active.set(true);
         Ok(())
     }
 
     async fn inactivate(&self) -> Result<()> {
-        self.flush().await
+        self.flush().await?;
+        self.active.set(false);
+        Ok(())
     }
 
     async fn generation(&self) -> Result<Option<u64>> {
