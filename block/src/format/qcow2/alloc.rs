@@ -287,12 +287,16 @@ impl Image {
         let (index, end) = (geometry.refcount_table_index(cluster), self.space.end());
         let entries = self.refcounts.table.borrow().len() as u64;
         if index >= entries {
-            // Where no old block describes anything. What is skipped is free.
+            // Where no old block describes anything.
             let start = end.max(entries * per_block);
-            if start != end {
+            let behind = self.grow_refcount_table(start, index + 1).await?;
+            // What is skipped is free, as far as nobody has taken it meanwhile. Not before: if this had
+            // failed, clusters would be given out that are behind the end.
+            let end = self.space.end();
+            if end < start {
                 self.space.add_free(end..start, false);
             }
-            self.space.end.set(self.grow_refcount_table(start, index + 1).await?);
+            self.space.end.set(behind);
         } else if geometry.refcount_table_index(end) == index {
             // At the end of what is used, and the first that the block describes.
             self.make_refcount_block(index, end).await?;
