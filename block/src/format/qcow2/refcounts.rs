@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::cache::SliceCache;
-use super::entry::{RefcountTableEntry, put_refcount, refcount};
+use super::entry::{MAX_HOST_OFFSET, RefcountTableEntry, put_refcount, refcount};
 use super::frees::Why;
 use super::image::Image;
 use super::overlap::Kind;
@@ -77,8 +77,9 @@ impl Image {
         let table = self.refcounts.table.borrow();
         let entry = usize::try_from(index).ok().and_then(|index| table.get(index)).copied();
         let Some(block) = RefcountTableEntry(entry.unwrap_or(0)).offset() else { return Ok(None) };
-        if !geometry.is_aligned(block) {
-            let text = format!("Refblock offset {block:#x} unaligned (reftable index: {index:#x})");
+        if !geometry.is_aligned(block) || block > MAX_HOST_OFFSET {
+            let what = if block > MAX_HOST_OFFSET { "too large" } else { "unaligned" };
+            let text = format!("Refblock offset {block:#x} {what} (reftable index: {index:#x})");
             return Err(Error::new(ErrorKind::Corrupt, text));
         }
         let order = geometry.refcount_order();

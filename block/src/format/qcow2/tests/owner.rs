@@ -158,6 +158,24 @@ fn damage_is_not_spread() {
     assert_eq!(bytes[79] & 2, 2, "the header does not say corrupt");
 }
 
+/// A refcount block that is said to be where no address reaches.
+#[test]
+fn a_refcount_block_behind_all_addresses_is_not_written() {
+    let Some(rig) = Rig::new() else { return };
+    let path = rig.create("far.qcow2", "cluster_size=512", "1M");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let table = u64::from_be_bytes(bytes[48..56].try_into().unwrap());
+    let second = usize::try_from(table).unwrap() + 8;
+    bytes[second..second + 8].copy_from_slice(&(u64::MAX - 511).to_be_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let image = open(options(&path));
+    image.on(async |node| {
+        let write = node.write(0, IoBuf::alloc(1 << 20), WriteFlags::NONE).await;
+        assert_eq!(write.unwrap_err().kind(), ErrorKind::Corrupt);
+        node.flush().await.unwrap();
+    });
+}
+
 #[test]
 fn an_image_in_use_can_be_checked() {
     let Some(rig) = Rig::new() else { return };
