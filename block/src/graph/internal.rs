@@ -42,7 +42,9 @@ impl BlockGraph {
             let text = format!("Snapshot with name '{name}' already exists on device '{device}'");
             return refuse(text);
         }
-        let taken = driver.offline(|file| async move { create_snapshot(&file, name, when).await });
+        let wanted = name.to_owned();
+        let taken =
+            driver.offline(move |file| async move { create_snapshot(&file, &wanted, when).await });
         let failed = format!("Failed to create snapshot '{name}' on device '{device}'");
         taken.await.map_err(|error| error.context(failed))
     }

@@ -65,7 +65,7 @@ impl BlockNode {
                 tracing::warn!("bitmap '{name}' of node '{}' cannot be stored", self.name());
             }
         }
-        driver.store_bitmaps(&bitmaps).await
+        driver.store_bitmaps(bitmaps).await
     }
 
     /// The bits as they are to be stored.

@@ -93,10 +93,14 @@ impl Qcow2Driver {
     /// # Errors
     /// As for a discard.
     pub async fn make_empty(&self) -> Result<()> {
-        let closed = self.image.make_empty().await?;
-        let result = self.give_back(0).await;
-        drop(closed);
-        result
+        self.image
+            .run(|image| async move {
+                let closed = image.make_empty().await?;
+                let result = give_back(&image, 0).await;
+                drop(closed);
+                result
+            })
+            .await
     }
 
     /// Whether something in the image was found to be wrong, so that it is not written any more.
@@ -107,52 +111,56 @@ impl Qcow2Driver {
     /// Runs an operation on the image file itself (a check, a repair, snapshots, stored bitmaps,
     /// changes of the header) while the image is in use: waits for all requests, writes everything
     /// out, lets `work` do to the file what it likes, then reads everything anew. Requests that
-    /// come meanwhile wait.
+    /// come meanwhile wait. Once begun it goes on to its end, also when the caller gives it up.
     ///
     /// # Errors
     /// Those of `work`, and of writing the image out. After a failure the file is read
     /// anew just the same.
-    pub async fn offline<T, F>(&self, work: impl FnOnce(Edge) -> F) -> Result<T>
+    pub async fn offline<T: 'static, F>(&self, work: impl FnOnce(Edge) -> F + 'static) -> Result<T>
     where
-        F: Future<Output = Result<T>>,
+        F: Future<Output = Result<T>> + 'static,
     {
-        let closed = self.image.close().await?;
-        let result = self.at_rest(work).await;
-        drop(closed);
-        result
+        self.image
+            .run(|image| async move {
+                let closed = image.close().await?;
+                let result = at_rest(&image, work).await;
+                drop(closed);
+                result
+            })
+            .await
     }
+}
 
-    /// The same for who has closed the gate.
-    async fn at_rest<T, F>(&self, work: impl FnOnce(Edge) -> F) -> Result<T>
-    where
-        F: Future<Output = Result<T>>,
-    {
-        let image = &self.image;
-        let writable = matches!(image.condition.get(), Condition::Clean | Condition::Changed);
-        if writable {
-            image.begin_change(None).await?;
-            image.come_to_rest().await?;
-        }
-        image.gate.set_stale(true);
-        let result = work(image.file.clone()).await;
-        if let Err(error) = image.reread().await {
-            // What was done is done. The next request tries again, or fails.
-            tracing::warn!("{} cannot be read again: {error}", image.name());
-        }
-        result
+/// [`Qcow2Driver::offline`] for who has closed the gate, in a task of its own: half of what writes the image
+/// out, or a write of `work` that the kernel has already, must not be left to itself.
+async fn at_rest<T, F>(image: &Rc<Image>, work: impl FnOnce(Edge) -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let writable = matches!(image.condition.get(), Condition::Clean | Condition::Changed);
+    if writable {
+        image.begin_change(None).await?;
+        image.come_to_rest().await?;
     }
+    image.gate.set_stale(true);
+    let result = work(image.file.clone()).await;
+    if let Err(error) = image.reread().await {
+        // What was done is done. The next request tries again, or fails.
+        tracing::warn!("{} cannot be read again: {error}", image.name());
+    }
+    result
+}
 
-    /// Gives back the tables behind the first `keep` entries of the L1 table, which have no
-    /// clusters any more. What cannot be given back leaks, and the disk is as it should be.
-    async fn give_back(&self, keep: u64) -> Result<()> {
-        let tighten = |file: Edge| async move {
-            if let Err(error) = tighten(&file, keep).await {
-                tracing::warn!("the tables of a shorter disk are not given back: {error}");
-            }
-            Ok(())
-        };
-        self.at_rest(tighten).await
-    }
+/// Gives back the tables behind the first `keep` entries of the L1 table, which have no
+/// clusters any more. What cannot be given back leaks, and the disk is as it should be.
+async fn give_back(image: &Rc<Image>, keep: u64) -> Result<()> {
+    let tighten = |file: Edge| async move {
+        if let Err(error) = tighten(&file, keep).await {
+            tracing::warn!("the tables of a shorter disk are not given back: {error}");
+        }
+        Ok(())
+    };
+    at_rest(image, tighten).await
 }
 
 impl Qcow2Driver {
@@ -194,7 +202,7 @@ impl Qcow2Driver {
 
     /// Makes `bitmaps` those stored in the image, with nothing in flight. The next write marks them
     /// as in use again.
-    pub(crate) async fn store_bitmaps(&self, bitmaps: &[(String, DirtyBitmap)]) -> Result<()> {
+    pub(crate) async fn store_bitmaps(&self, bitmaps: Vec<(String, DirtyBitmap)>) -> Result<()> {
         if bitmaps.is_empty() && self.header().bitmaps().is_none() {
             return Ok(());
         }
@@ -270,17 +278,21 @@ impl BlockDriver for Qcow2Driver {
     }
 
     async fn resize(&self, len: u64) -> Result<()> {
-        let old = self.len();
-        let closed = self.image.resize(len).await?;
-        if len < old {
-            self.give_back(self.image.geometry().l1_entries_for(len)).await?;
-        }
-        drop(closed);
-        if len > old && self.image.header.borrow().is_data_file_raw() {
-            // Who reads the data file by itself must see what the image shows: all has its place there.
-            self.image.preallocate(old..len, false).await?;
-        }
-        Ok(())
+        self.image
+            .run(move |image| async move {
+                let old = image.size.get();
+                let closed = image.resize(len).await?;
+                if len < old {
+                    give_back(&image, image.geometry().l1_entries_for(len)).await?;
+                }
+                drop(closed);
+                if len > old && image.header.borrow().is_data_file_raw() {
+                    // Who reads the data file by itself must see what the image shows: all has its place there.
+                    image.preallocate(old..len, false).await?;
+                }
+                Ok(())
+            })
+            .await
     }
 
     async fn grow(&self, len: u64) -> Result<ExtentKind> {

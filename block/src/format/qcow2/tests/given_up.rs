@@ -283,6 +283,44 @@ fn who_gives_an_image_up_waits_for_what_others_have_given_up() {
     }
 }
 
+/// What is done to the image as a whole goes on when nobody waits for it any more, at whatever write that was: the
+/// image can be used then, and given up.
+#[test]
+fn what_is_done_to_an_image_at_rest_goes_on_when_it_is_given_up() {
+    let create = CreateOptions { cluster_size: 512, ..CreateOptions::new(DISK) };
+    let shape = Shape { cache: Some(0), ..Shape::new(create) };
+    let bytes: Vec<u8> = (0..DISK / 512).flat_map(|at| at.to_le_bytes().repeat(64)).collect();
+    for skip in 0.. {
+        let image = Simulated::start(skip, &shape, None);
+        let (executor, node) = (&image.executor, &image.node);
+        let ended = executor.block_on(async {
+            node.write(0, IoBuf::from_vec(&bytes), WriteFlags::NONE).await.unwrap();
+            node.flush().await.unwrap();
+            node.discard(0..DISK / 2).await.unwrap();
+            let delay = Effect::Delay(Duration::from_secs(1));
+            image.disk.inject(Fault::once(SimOp::Write, delay).after(skip));
+            let moment = Moment::default();
+            let taking = image.graph.take_internal_snapshot("disk", node, "one", moment);
+            let ended = within(executor, Duration::from_millis(500), taking).await;
+            executor.sleep(Duration::from_secs(2)).await;
+            let driver = node.driver::<Qcow2Driver>().expect("a qcow2 image");
+            assert_eq!(driver.snapshots().await.unwrap().len(), 1, "given up at write {skip}");
+            node.write(0, IoBuf::from_vec(&bytes), WriteFlags::NONE).await.unwrap();
+            let patience = Duration::from_secs(60);
+            let given_up = within(executor, patience, image.graph.inactivate_all()).await;
+            given_up.unwrap_or_else(|| panic!("given up at write {skip}: it hangs")).unwrap();
+            ended
+        });
+        let again = Simulated::start(skip, &shape, Some(&image.media()));
+        let read = again.executor.block_on(content(&again.node));
+        assert!(read == bytes, "given up at write {skip}: something is lost");
+        if ended.is_some() {
+            assert!(skip > 10, "only {skip} writes");
+            return;
+        }
+    }
+}
+
 /// Images of every kind, one after the other.
 fn shape(seed: u64) -> Shape {
     let base = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
