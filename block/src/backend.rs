@@ -341,7 +341,7 @@ impl BlockBackend {
     /// Enters, then resizes the node; see [`BlockNode::resize`].
     pub async fn resize(&self, len: u64) -> Result<()> {
         let pass = self.enter().await?;
-        pass.check(Perms::RESIZE)?;
+        pass.check(if len < self.len() { Perms::SHRINK } else { Perms::GROW })?;
         pass.backend.edge.resize(len).await
     }
 }

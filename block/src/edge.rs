@@ -13,7 +13,7 @@ use crate::graph::GraphInner;
 use crate::node::{BlockNode, NodeInner};
 
 /// A set of permissions on a node's content. The same set, with the same numbers, as QEMU's, which
-/// are the offsets of its lock bytes in a file.
+/// are the offsets of its lock bytes in a file; but that for QEMU to grow and to shrink are one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Perms(u8);
 
@@ -26,10 +26,14 @@ impl Perms {
     pub const WRITE: Perms = Perms(2);
     /// Writing what would have been read anyway.
     pub const WRITE_UNCHANGED: Perms = Perms(4);
+    /// Making it shorter.
+    pub const SHRINK: Perms = Perms(8);
+    /// Making it longer: who was told the length before need not mind.
+    pub const GROW: Perms = Perms(16);
     /// Changing the length.
-    pub const RESIZE: Perms = Perms(8);
+    pub const RESIZE: Perms = Perms(Perms::SHRINK.0 | Perms::GROW.0);
     /// Everything.
-    pub const ALL: Perms = Perms(15);
+    pub const ALL: Perms = Perms(31);
 
     /// Whether all of `other` is in it.
     pub fn contains(self, other: Perms) -> bool {
@@ -41,10 +45,21 @@ impl Perms {
         self.0 == 0
     }
 
-    /// Each permission by itself, with its number and its name as QEMU writes it.
+    /// Those of QEMU's permissions of which something is in it, with their numbers and names.
     pub fn each(self) -> impl Iterator<Item = (u8, &'static str)> {
-        const NAMES: [&str; 4] = ["consistent read", "write", "write unchanged", "resize"];
-        (0..4).zip(NAMES).filter(move |(bit, _)| self.0 & (1 << bit) != 0)
+        const EACH: [(Perms, &str); 4] = [
+            (Perms::CONSISTENT_READ, "consistent read"),
+            (Perms::WRITE, "write"),
+            (Perms::WRITE_UNCHANGED, "write unchanged"),
+            (Perms::RESIZE, "resize"),
+        ];
+        let each = (0..).zip(EACH).filter(move |(_, (perm, _))| !(self & *perm).is_empty());
+        each.map(|(number, (_, name))| (number, name))
+    }
+
+    /// With all of those of QEMU's permissions of which something is in it.
+    pub(crate) fn whole(self) -> Perms {
+        if (self & Perms::RESIZE).is_empty() { self } else { self | Perms::RESIZE }
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use ferry_tests::daemon::Daemon;
 use ferry_tests::need::{self, Need};
 use ferry_tests::qmp::Qmp;
@@ -280,6 +280,59 @@ fn who_connects_while_the_daemon_starts_finds_every_export() {
         client.read_exact(&mut said)?;
         // NBD_REP_INFO, not an error.
         ensure!(said[18 + 12..] == [0, 0, 0, 3], "{said:?}");
+        Ok(())
+    });
+}
+
+/// What `command` is refused with.
+fn refused(qmp: &mut Qmp, command: &str, arguments: Value) -> Result<String> {
+    match qmp.execute(command, arguments)? {
+        Ok(_) => bail!("{command} was not refused"),
+        Err(error) => Ok(format!("{}: {}", error.class, error.desc)),
+    }
+}
+
+#[test]
+fn who_is_connected_keeps_what_it_was_told() {
+    both(|daemon| {
+        let mut qmp = daemon.qmp()?;
+        let conflict = |node| {
+            format!(
+                "GenericError: Permission conflict on node '{node}': permissions 'resize' are both required by"
+            )
+        };
+        let shorter = json!({"node-name": "f0", "size": 65536});
+        let said = refused(&mut qmp, "block_resize", shorter)?;
+        ensure!(said.starts_with(&conflict("f0")), "{said}");
+        io(daemon, "disk", &["write -P 7 1020k 4k"])?;
+
+        overlay(daemon, &mut qmp, None)?;
+        let name = qmp.call("query-named-block-nodes", json!({"flat": true}))?;
+        let file = name.as_array().into_iter().flatten().find(|node| {
+            node["drv"] == "file" && node["file"] == daemon.path("over.qcow2").as_str()
+        });
+        let file = file.and_then(|node| node["node-name"].as_str()).unwrap_or_default().to_owned();
+        let torn = json!({"type": "nbd", "id": "e1", "node-name": file, "name": "torn"});
+        let said = refused(&mut qmp, "block-export-add", torn)?;
+        ensure!(said.starts_with(&conflict(&file)), "{said}");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_image_that_a_job_works_on_keeps_the_name_of_what_is_below() {
+    both(|daemon| {
+        let mut qmp = daemon.qmp()?;
+        raw_file(daemon, &mut qmp, "base")?;
+        raw_file(daemon, &mut qmp, "t0")?;
+        overlay(daemon, &mut qmp, Some("base"))?;
+        let change = json!({"device": "over", "image-node-name": "over", "backing-file": "base"});
+        qmp.call("change-backing-file", change.clone())?;
+        let mirror = json!({"job-id": "j", "device": "over", "target": "t0", "sync": "full"});
+        qmp.call("blockdev-mirror", mirror)?;
+        reached(&mut qmp, "ready")?;
+        let said = refused(&mut qmp, "change-backing-file", change)?;
+        ensure!(said == "GenericError: Need a root block node", "{said}");
         Ok(())
     });
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ferry_block::net::{Listener, SocketAddress};
 use ferry_block::{
-    BlockBackend, BlockGraph, Error, ErrorKind, Executor, Notify, Result, Task, within,
+    BlockBackend, BlockGraph, Error, ErrorKind, Executor, Notify, Perms, Result, Task, within,
 };
 use ferry_devices::virtio::blk::{BlkQueues, VirtioBlkConfig};
 use ferry_devices::virtio::features;
@@ -72,7 +72,9 @@ impl Export {
             return Err(Error::new(ErrorKind::InvalidArgument, context));
         }
         let executor = graph.executor().clone();
-        let backend = graph.add_export(&options.id, &options.node_name, options.writable).await?;
+        let (id, node) = (&options.id, &options.node_name);
+        // The guest is told of another length.
+        let backend = graph.add_export(id, node, options.writable, Perms::ALL).await?;
         let export = Export(Rc::new(Inner {
             executor: executor.clone(),
             backend,

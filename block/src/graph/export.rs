@@ -8,19 +8,26 @@ use crate::error::Result;
 use crate::node::BlockNode;
 
 impl BlockGraph {
-    /// A root for an export called `id` of a device or node. It shares the node with everybody, as its
-    /// clients may be on the other side of a network. A writable one of an inactive node activates the node.
+    /// A root for an export called `id` of a device or node. Its clients do not mind others, as they may be on
+    /// the other side of a network, but for what is not in `shares`. A writable one of an inactive node
+    /// activates the node.
     ///
     /// # Errors
     /// There is no such node, it cannot be activated, or somebody does not share it.
-    pub async fn add_export(&self, id: &str, node: &str, writable: bool) -> Result<BlockBackend> {
+    pub async fn add_export(
+        &self,
+        id: &str,
+        node: &str,
+        writable: bool,
+        shares: Perms,
+    ) -> Result<BlockBackend> {
         let node = self.device_or_node(node)?;
         let mut needs = Perms::CONSISTENT_READ;
         if writable {
             activate(&node.entrance()).await?;
             needs = needs | Perms::WRITE;
         }
-        let perms = EdgePerms { needs, shares: Perms::ALL };
+        let perms = EdgePerms { needs, shares };
         self.add_backend(BackendKind::Export, id, &node, perms)
     }
 }

@@ -3,6 +3,8 @@
 
 use super::BlockGraph;
 use super::drain::reaches;
+use crate::backend::BackendKind;
+use crate::edge::{Edge, Parent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Qcow2Driver;
 use crate::format::qcow2::amend::{AmendOptions, Backing, amend};
@@ -89,7 +91,8 @@ impl BlockGraph {
     /// an empty one takes it away. What is below it now stays.
     ///
     /// # Errors
-    /// `InvalidArgument` if it does not belong there or has nothing below it, and those of writing it.
+    /// `InvalidArgument` if `top` has other users than devices and exports, or the image does not belong there or has
+    /// nothing below it; and those of writing it.
     pub async fn change_backing_file(
         &self,
         top: &BlockNode,
@@ -97,6 +100,9 @@ impl BlockGraph {
         name: &str,
     ) -> Result<()> {
         let refuse = |text: String| Err(Error::new(ErrorKind::InvalidArgument, text));
+        if !is_root_node(self, top) {
+            return refuse("Need a root block node".to_owned());
+        }
         let (Some(below), Some(driver)) = (image.backing(), image.driver::<Qcow2Driver>()) else {
             let text = "not allowing backing file change on an image without a backing file";
             return refuse(text.to_owned());
@@ -113,6 +119,16 @@ impl BlockGraph {
         let sealed = self.set_read_only(image, was_read_only).await;
         changed.and(sealed)
     }
+}
+
+/// Whether only devices and exports use `node`: others have taken its chain over as it is, and a job may be
+/// about to put something else there.
+fn is_root_node(graph: &BlockGraph, node: &BlockNode) -> bool {
+    let is_user = |edge: &Edge| match &*edge.0.parent.borrow() {
+        Parent::Backend(root) => root.upgrade().is_none_or(|root| root.kind != BackendKind::Job),
+        Parent::Node(_) | Parent::None => false,
+    };
+    node.0.live_parents().iter().all(is_user) && graph.check_no_job(node).is_ok()
 }
 
 /// The image of a node that this process may not write must stay as it is.

@@ -75,7 +75,8 @@ impl Storage {
             // What is above would see it change.
             check_top(&node)?;
             node.look_again().await?;
-            let perms = EdgePerms { needs: Perms::RESIZE, shares: Perms::ALL };
+            let needs = if size < node.len() { Perms::SHRINK } else { Perms::GROW };
+            let perms = EdgePerms { needs, shares: Perms::ALL };
             let own = graph.add_backend(BackendKind::Job, "block_resize", &node, perms)?;
             let drained = graph.drain(&node, &[own.id()]).await;
             own.resize(size).await?;

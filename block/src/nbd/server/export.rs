@@ -9,7 +9,7 @@ use super::connection::Connection;
 use super::negotiate::Offer;
 use crate::backend::BlockBackend;
 use crate::bitmap::BitmapState;
-use crate::edge::ChildRole;
+use crate::edge::{ChildRole, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
 use crate::nbd::proto::{ALLOCATION_DEPTH, BASE_ALLOCATION, DIRTY_BITMAP, MAX_STRING, export};
@@ -51,7 +51,9 @@ impl Export {
             let context = format!("export name or description '{text:.32}…' too long");
             return Err(Error::new(ErrorKind::InvalidArgument, context));
         }
-        let backend = graph.add_export(&options.id, &options.node_name, options.writable).await?;
+        // Clients hold on to the length that they were told. A longer disk does them no harm.
+        let (id, node, shares) = (&options.id, &options.node_name, !Perms::SHRINK);
+        let backend = graph.add_export(id, node, options.writable, shares).await?;
         let bitmaps = find_bitmaps(&backend.node(), &options)?;
         let mut contexts = vec![Context::Allocation];
         for bitmap in bitmaps {

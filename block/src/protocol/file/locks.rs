@@ -25,7 +25,7 @@ pub(super) struct ImageLocks {
 impl ImageLocks {
     /// Takes and drops bytes until they say `perms`. On an error nothing has changed.
     pub(super) fn set(&self, fd: BorrowedFd<'_>, perms: EdgePerms, path: &str) -> Result<()> {
-        let (used, unshared) = (perms.needs, !perms.shares);
+        let (used, unshared) = (perms.needs.whole(), (!perms.shares).whole());
         let (old_used, old_unshared) = (self.used.get(), self.unshared.get());
         let taken = self
             .take(fd, used & !old_used, unshared & !old_unshared, path)

@@ -340,7 +340,7 @@ fn who_comes_for_the_source_while_it_is_copied_is_copied_and_moved_too() {
             let shared = EdgePerms { shares: Perms::ALL, ..EdgePerms::READ_WRITE };
             rig.graph.edit(&Edit::new().set_perms(&rig.device, shared), &[]).await.unwrap();
             let job = rig.ready(if through { rig.blocking() } else { rig.options() }).await;
-            let late = rig.graph.add_export("late", "src", true).await.unwrap();
+            let late = rig.graph.add_export("late", "src", true, crate::Perms::ALL).await.unwrap();
             let write = async |byte| late.write(0, filled(byte, KIB), WriteFlags::NONE).await;
             write(0x33).await.unwrap();
             assert_eq!(rig.is_dirty(0), !through);
