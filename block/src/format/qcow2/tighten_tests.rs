@@ -1,3 +1,4 @@
+use super::super::check::check;
 use super::super::create::CreateOptions;
 use super::super::header::Header;
 use super::super::test_rig::Rig;
@@ -143,4 +144,24 @@ fn the_end_of_an_enormous_file_is_found_by_its_refcounts() {
     file.set_len(1 << 50).unwrap();
     rig.on("a", async |file| tighten(file, u64::MAX).await).unwrap();
     assert_eq!(file.metadata().unwrap().len(), len);
+}
+
+/// The places that a refcount table had on its way, before anything pointed to it, are free again.
+#[test]
+fn a_refcount_table_that_grows_twice_at_once_leaves_nothing_behind() {
+    let rig = Rig::new();
+    let options =
+        CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(1 << 20) };
+    rig.create("a", &options);
+    rig.on("a", async |file| {
+        let mut image = AtRest::open(file).await.unwrap();
+        let mut last = 0;
+        for _ in 0..20_000 {
+            last = image.allocate(512).await.unwrap();
+        }
+        image.write_refcounts().await.unwrap();
+        file.resize(file.len().max(last + 512)).await.unwrap();
+        let report = check(file, None).await.unwrap();
+        assert_eq!((report.corruptions, report.leaks), (0, 20_000));
+    });
 }

@@ -34,11 +34,15 @@ pub(super) struct AtRest<'a> {
     pub(super) header: Header,
     table: Vec<u64>,
     table_changed: bool,
-    /// The refcount table that the header on disk points to, once it was moved.
-    old_table: Option<(u64, u64)>,
+    /// The refcount table that the header on disk points to, once it was moved, and those that it was
+    /// moved to since.
+    old_tables: Vec<(u64, u64)>,
     blocks: BTreeMap<u64, Block>,
-    /// The cluster behind the file's last one: nothing from here on is in use.
+    /// Clusters of the file when it was opened.
+    len: u64,
+    /// Nothing from this cluster on is in use: behind the end of the file, or earlier once that was looked at.
     end: u64,
+    end_is_found: bool,
     /// No cluster before is free.
     searched: u64,
 }
@@ -74,15 +78,17 @@ impl<'a> AtRest<'a> {
         header.autoclear = Autoclear(header.autoclear.0 & Autoclear::KNOWN.0);
         let entries = usize::try_from(header.refcount_table_bytes() / 8).unwrap_or(0);
         let table = read_words(file, header.refcount_table_offset, entries).await?;
-        let end = header.geometry.clusters_for(file.len());
+        let len = header.geometry.clusters_for(file.len());
         Ok(AtRest {
             file,
             header,
             table,
             table_changed: false,
-            old_table: None,
+            old_tables: Vec::new(),
             blocks: BTreeMap::new(),
-            end,
+            len,
+            end: len,
+            end_is_found: false,
             searched: 0,
         })
     }
@@ -114,7 +120,7 @@ impl<'a> AtRest<'a> {
         }
         let geometry = self.geometry();
         let last = offset.checked_add(bytes - 1).map(|at| geometry.cluster_index(at));
-        let Some(last) = last.filter(|&last| last < self.end) else {
+        let Some(last) = last.filter(|&last| last < self.end.max(self.len)) else {
             let context = format!("{bytes} bytes at {offset:#x} are not in the image file");
             return Err(Error::new(ErrorKind::Corrupt, context));
         };
@@ -172,10 +178,15 @@ impl<'a> AtRest<'a> {
             write_words(self.file, self.header.refcount_table_offset, &self.table).await?;
             self.file.flush().await?;
         }
-        let Some((offset, bytes)) = self.old_table.take() else { return Ok(()) };
+        let old_tables = std::mem::take(&mut self.old_tables);
+        if old_tables.is_empty() {
+            return Ok(());
+        }
         self.write_header().await?;
-        self.change(offset, bytes, false).await?;
-        // The old table's own refcounts: there is no table to move any more.
+        for (offset, bytes) in old_tables {
+            self.change(offset, bytes, false).await?;
+        }
+        // The old tables' own refcounts: there is no table to move any more.
         Box::pin(self.write_refcounts()).await
     }
 
@@ -210,7 +221,7 @@ impl<'a> AtRest<'a> {
         let Some(at) = entry.offset() else { return Ok(None) };
         if !self.blocks.contains_key(&index) {
             let geometry = self.geometry();
-            let inside = geometry.cluster_index(at) < self.end;
+            let inside = geometry.cluster_index(at) < self.end.max(self.len);
             if entry.reserved() != 0 || !geometry.is_aligned(at) || !inside {
                 let context = format!("refcount table entry {index} is {:#x}", entry.0);
                 return Err(Error::new(ErrorKind::Corrupt, context));
@@ -236,6 +247,11 @@ impl<'a> AtRest<'a> {
     /// Sees to it that block `index` exists, and the blocks of what is allocated for that.
     async fn make_blocks(&mut self, index: u64) -> Result<()> {
         let geometry = self.geometry();
+        let place = usize::try_from(index).unwrap_or(usize::MAX);
+        if self.table.get(place).is_some_and(|entry| *entry != 0) {
+            return Ok(());
+        }
+        self.find_end().await?;
         let (mut wanted, mut taken) = (vec![index], Vec::new());
         while let Some(index) = wanted.pop() {
             let mut new = self.grow_table(index)?;
@@ -274,11 +290,8 @@ impl<'a> AtRest<'a> {
             let context = "the refcount table would be longer than 8 MiB";
             return Err(Error::new(ErrorKind::NoSpace, context));
         }
-        if self.old_table.is_none() {
-            let (at, bytes) =
-                (self.header.refcount_table_offset, self.header.refcount_table_bytes());
-            self.old_table = Some((at, bytes));
-        }
+        let old = (self.header.refcount_table_offset, self.header.refcount_table_bytes());
+        self.old_tables.push(old);
         let first = self.end;
         self.end += clusters;
         let entries = (clusters << geometry.cluster_bits()) / 8;
@@ -304,8 +317,17 @@ impl<'a> AtRest<'a> {
         Ok(None)
     }
 
-    /// Clusters behind the end of the file.
+    /// Finds the end of what is in use. A device has room behind that, and none behind its own end.
+    async fn find_end(&mut self) -> Result<()> {
+        if !std::mem::replace(&mut self.end_is_found, true) {
+            self.end = self.end_in_use().await?;
+        }
+        Ok(())
+    }
+
+    /// Clusters behind all that are in use.
     async fn append(&mut self, clusters: u64) -> Result<u64> {
+        self.find_end().await?;
         // A refcount behind the end is a leak, but not ours to use.
         let last = self.end.saturating_add(MAX_BEHIND);
         while self.refcount(self.end).await? != 0 {

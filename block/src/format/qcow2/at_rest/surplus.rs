@@ -105,23 +105,28 @@ impl AtRest<'_> {
 
     /// Cuts the file off behind its last cluster in use. Everything was written before.
     pub(in super::super) async fn trim_file(&mut self) -> Result<()> {
+        self.end = self.end_in_use().await?;
+        container::cut(self.file, self.end << self.geometry().cluster_bits()).await
+    }
+
+    /// The cluster behind the last one of the file that is in use.
+    pub(super) async fn end_in_use(&mut self) -> Result<u64> {
         let geometry = self.geometry();
         let per_block = geometry.refcount_block_entries();
         let blocks = geometry.refcount_table_index(self.end - 1) + 1;
-        // The header is always there.
-        let mut end = 1;
         for index in (0..blocks.min(self.table.len() as u64)).rev() {
             let first = index * per_block;
             let entries = usize::try_from(per_block.min(self.end - first)).unwrap_or(0);
             let Some(block) = self.block(index).await? else { continue };
             let last = (0..entries).rfind(|entry| refcount(&block.bytes, *entry, geometry) != 0);
-            self.blocks.remove(&index);
+            if !block.changed {
+                self.blocks.remove(&index);
+            }
             if let Some(last) = last {
-                end = first + last as u64 + 1;
-                break;
+                return Ok(first + last as u64 + 1);
             }
         }
-        self.end = end;
-        container::cut(self.file, end << geometry.cluster_bits()).await
+        // The header is always there.
+        Ok(1)
     }
 }

@@ -285,3 +285,59 @@ fn a_disk_over_a_device_for_its_data_becomes_shorter_and_longer_again() {
         });
     }
 }
+
+/// A device does not become longer. Snapshots and bitmaps find room behind what is in use, not behind its end,
+/// however far in it that is.
+#[test]
+fn snapshots_and_bitmaps_find_room_on_a_device() {
+    let create =
+        CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(3 << 20) };
+    let shape = Shape { device: 12 << 20, ..Shape::new(create) };
+    let image = Simulated::start(1, &shape, None);
+    image.executor.block_on(async {
+        let ones = IoBuf::from_vec(&vec![1; 3 << 20]);
+        image.node.write(0, ones.clone(), WriteFlags::NONE).await.unwrap();
+        let taking =
+            image.graph.take_internal_snapshot("disk", &image.node, "a", Moment::default());
+        taking.await.unwrap();
+        let granularity = Some(512);
+        let options =
+            BitmapOptions { name: "b".into(), granularity, persistent: true, disabled: false };
+        image.graph.add_bitmap("disk", &options).unwrap().commit();
+        image.node.write(0, ones, WriteFlags::NONE).await.unwrap();
+        image.graph.inactivate_all().await.unwrap();
+    });
+    let again = Simulated::start(1, &shape, Some(&image.media()));
+    assert_eq!(again.node.bitmaps()[0].bits.borrow().dirty_bytes(), 3 << 20);
+}
+
+/// A corrupt image that was given up is nobody's: it bears its mark by then, and what it had begun is over.
+#[test]
+fn a_corrupt_image_that_was_given_up_is_not_written_any_more() {
+    let create = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
+    let image = Simulated::start(1, &Shape::new(create), None);
+    image.executor.block_on(async {
+        let (node, disk) = (image.node.clone(), &image.disk);
+        let ones = IoBuf::from_vec(&vec![1; 256 << 10]);
+        node.write(0, ones.clone(), WriteFlags::NONE).await.unwrap();
+        let l1 = node.driver::<Qcow2Driver>().expect("a qcow2 image").header().l1.offset;
+        image.graph.inactivate_all().await.unwrap();
+        // The first cluster is said to be where the L1 table is.
+        let at = usize::try_from(l1).unwrap();
+        let entry = u64::from_be_bytes(disk.contents()[at..at + 8].try_into().unwrap());
+        disk.fill(entry & !(1 << 63), &(l1 | 1 << 63).to_be_bytes());
+        image.graph.activate_all(None).await.unwrap();
+        node.write(512 << 10, ones, WriteFlags::NONE).await.unwrap();
+        let other = node.clone();
+        let flush = image.executor.spawn(async move { drop(other.flush().await) });
+        image.executor.sleep(Duration::from_micros(100)).await;
+        node.write(0, IoBuf::alloc(512), WriteFlags::NONE).await.unwrap_err();
+        image.graph.close_all().await.unwrap_err();
+        let content = disk.contents();
+        assert_eq!(disk.under_way(), 0);
+        assert_eq!(content[79] & 2, 2, "no mark");
+        image.executor.sleep(Duration::from_secs(1)).await;
+        assert!(disk.contents() == content);
+        flush.await;
+    });
+}
