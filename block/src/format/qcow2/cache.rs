@@ -195,9 +195,20 @@ impl SliceCache {
     /// Forgets what lies in `range` of the image file, changed or not.
     pub(super) fn forget(&self, range: Range<u64>) {
         let mut state = self.state.borrow_mut();
-        for key in range.step_by(self.slice) {
-            if let Some(slot) = state.index.get(&key).copied() {
-                state.remove(slot);
+        if (range.end.saturating_sub(range.start) / self.slice as u64) < state.slots.len() as u64 {
+            for key in range.step_by(self.slice) {
+                if let Some(slot) = state.index.get(&key).copied() {
+                    state.remove(slot);
+                }
+            }
+            return;
+        }
+        // More than is here: a disk may have been discarded as a whole.
+        let mut place = 0;
+        while let Some(slot) = state.slots.get(place) {
+            match range.contains(&slot.key) {
+                true => state.remove(place),
+                false => place += 1,
             }
         }
     }

@@ -46,6 +46,20 @@ fn a_snapshot_keeps_what_it_was_and_later_changes_stay_dirty() {
 }
 
 #[test]
+fn to_forget_a_large_range_takes_no_longer_than_the_cache_is_large() {
+    let cache = SliceCache::new(LEN, 4);
+    for key in [0, 512, 1 << 40, 1 << 55] {
+        cache.insert(key, slice(0));
+    }
+    cache.modify(512, |bytes| bytes[0] = 1).unwrap();
+    cache.forget(512..1 << 55);
+    assert!(cache.contains(0) && cache.contains(1 << 55));
+    assert_eq!((cache.len(), cache.is_dirty()), (2, false));
+    cache.forget(0..512);
+    assert!(!cache.contains(0) && cache.contains(1 << 55));
+}
+
+#[test]
 fn slices_on_their_way_to_the_file_are_not_given_up() {
     let cache = SliceCache::new(LEN, 2);
     cache.insert(0, slice(0));
