@@ -263,14 +263,20 @@ impl BlockDriver for Qcow2Driver {
     }
 
     async fn flush(&self) -> Result<()> {
-        match self.image.condition.get() {
-            Condition::Changed => self.image.flush().await,
+        let image = &self.image;
+        let result = match image.condition.get() {
+            Condition::Changed => image.flush().await,
             Condition::Inactive | Condition::Clean => Ok(()),
             Condition::Corrupt => {
-                let text = format!("{} is marked corrupt", self.image.name());
+                let text = format!("{} is marked corrupt", image.name());
                 Err(Error::new(ErrorKind::Corrupt, text))
             }
+        };
+        if image.condition.get() == Condition::Corrupt {
+            // The flush before an image is given up is the last that anybody waits for.
+            image.come_to_a_halt().await;
         }
+        result
     }
 
     async fn map(&self, range: Range<u64>) -> Result<Extent> {

@@ -37,6 +37,11 @@ impl Flushes {
     fn is_running(&self) -> bool {
         self.begun.get() != self.ended.borrow().0
     }
+
+    /// Waits until none is running.
+    pub(super) async fn over(&self) {
+        self.changed.wait_until(|| !self.is_running()).await;
+    }
 }
 
 impl Image {

@@ -26,6 +26,7 @@ use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::job::{BlockEvent, JobRegistry};
+use crate::notify::Notify;
 use crate::ranges::RangeLocks;
 
 /// Longest single write of metadata, bytes: neighbours are joined up to this.
@@ -95,6 +96,9 @@ pub(super) struct Image {
     pub(super) growing: RangeLocks,
     /// A change of the header has failed, and the file may have it or not.
     header_unsure: Cell<bool>,
+    /// Whether the mark of a corrupt image is on its way to the file.
+    marking: Cell<bool>,
+    marked: Notify,
 }
 
 /// Who is told of an image that is found to be corrupt.
@@ -148,6 +152,8 @@ impl Image {
             header_lock: RangeLocks::new(),
             growing: RangeLocks::new(),
             header_unsure: Cell::new(false),
+            marking: Cell::new(false),
+            marked: Notify::new(),
         })
     }
 
@@ -398,6 +404,7 @@ impl Image {
         let (node_name, message) = (self.witness.node_name.clone(), what.to_owned());
         self.witness.jobs.emit(BlockEvent::BlockImageCorrupted { node_name, message });
         if let Some(image) = self.shared() {
+            self.marking.set(true);
             self.executor.spawn(async move {
                 let mark = |header: &mut Header| {
                     header.incompatible = header.incompatible.with(Incompatible::CORRUPT, true);
@@ -407,9 +414,18 @@ impl Image {
                 {
                     tracing::error!("{} cannot be marked corrupt: {error}", image.name());
                 }
+                image.marking.set(false);
+                image.marked.notify_all();
             });
         }
         error
+    }
+
+    /// Waits for what a corrupt image still does by itself: its mark, and what had begun before it was found out.
+    pub(super) async fn come_to_a_halt(&self) {
+        self.marked.wait_until(|| !self.marking.get()).await;
+        self.flushes.over().await;
+        self.reaped().await;
     }
 }
 

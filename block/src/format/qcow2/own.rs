@@ -221,7 +221,8 @@ impl Image {
                 _ if image.gate.is_stale() => {}
                 Condition::Changed => image.come_to_rest().await?,
                 Condition::Clean => image.settle_header().await?,
-                Condition::Inactive | Condition::Corrupt => {}
+                Condition::Corrupt => image.come_to_a_halt().await,
+                Condition::Inactive => {}
             }
             image.condition.set(Condition::Inactive);
             drop(closed);
