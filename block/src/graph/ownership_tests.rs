@@ -52,3 +52,22 @@ fn a_node_is_given_up_and_taken_back_alone() {
     rig.run(rig.graph.activate(&top)).unwrap();
     rig.write(&rig.export(&top), 0, 1);
 }
+
+#[test]
+fn what_another_process_may_own_is_below_nothing_that_this_one_owns() {
+    let rig = Rig::new();
+    let base = rig.raw("base");
+    rig.run(rig.graph.inactivate(&base)).unwrap();
+    let over = |active| BlockdevOptions {
+        active: Some(active),
+        ..BlockdevOptions::raw(BlockdevRef::Name("base".into()))
+    };
+    let refused = rig.run(rig.graph.open(&over(true))).unwrap_err().to_string();
+    assert!(
+        refused.starts_with("Inactive 'base' can't be a file child of active '#block"),
+        "{refused}"
+    );
+    let above = rig.run(rig.graph.open(&over(false))).unwrap();
+    rig.run(rig.graph.activate(&above)).unwrap();
+    assert!(above.is_active() && base.is_active());
+}

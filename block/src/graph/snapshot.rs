@@ -13,7 +13,7 @@ use crate::edge::{ChildRole, Edge, EdgeInner, Parent, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Qcow2Driver;
 use crate::job::JobRegistry;
-use crate::node::BlockNode;
+use crate::node::{BlockNode, check_owned_together};
 
 /// A snapshot that was taken. [`commit`](ExternalSnapshot::commit) makes it stay,
 /// [`undo`](ExternalSnapshot::undo) takes it back.
@@ -138,6 +138,9 @@ fn check_overlay<'a>(node: &BlockNode, overlay: &'a BlockNode) -> Result<&'a Qco
     }
     if overlay.backing().is_some() {
         return refuse(ErrorKind::InvalidArgument, "The overlay already has a backing image");
+    }
+    if overlay.is_active() {
+        check_owned_together(node, ChildRole::Backing, overlay)?;
     }
     let Some(driver) = overlay.driver::<Qcow2Driver>() else {
         let text = "The overlay does not support backing images";

@@ -20,7 +20,7 @@ use crate::buf::IoBuf;
 use crate::driver::{
     BlockDriver, DynDriver, Extent, ExtentKind, Limits, LocalBoxFuture, WriteFlags,
 };
-use crate::edge::{Edge, EdgeInner, EdgePerms};
+use crate::edge::{ChildRole, Edge, EdgeInner, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::open::{DetectZeroes, DiscardMode};
@@ -335,6 +335,9 @@ impl BlockNode {
 
     /// Takes write ownership of this node alone; see [`crate::BlockDriver::activate`].
     pub(crate) async fn activate(&self, only_if: Option<u64>) -> Result<()> {
+        for edge in self.children() {
+            check_owned_together(&edge.node(), edge.role(), self)?;
+        }
         let result = self.0.driver.activate(only_if).await;
         result.map_err(|error| self.explain(error, "activate"))?;
         if let Err(error) = self.load_bitmaps().await {
@@ -415,6 +418,21 @@ impl BlockNode {
         let started = self.0.executor.turn_time();
         Op { node: self, kind, start: range.start, end: range.end, started, done: false }
     }
+}
+
+/// Refuses a child that another process may own to a parent that this one owns: the parent would take requests that the
+/// child refuses.
+pub(crate) fn check_owned_together(
+    child: &BlockNode,
+    role: ChildRole,
+    parent: &BlockNode,
+) -> Result<()> {
+    if child.is_active() {
+        return Ok(());
+    }
+    let (child, role, parent) = (child.name(), role.name(), parent.name());
+    let text = format!("Inactive '{child}' can't be a {role} child of active '{parent}'");
+    Err(Error::new(ErrorKind::Inactive, text))
 }
 
 /// A request under way: counts it at its end, and marks bitmaps if it may have changed anything.

@@ -63,8 +63,7 @@ impl BlockGraph {
         if result.is_ok() {
             result = self.apply(&forth, &drained);
             if result.is_ok() {
-                let is_new = |node: &BlockNode| !known.iter().any(|other| other.is_same(node));
-                result = self.activate_new(&retired, is_new).await;
+                result = self.activate_new(&successors, &retired, &known).await;
                 if result.is_err() {
                     self.put_back(&successors, &nodes, &drained);
                 }
@@ -124,17 +123,24 @@ impl BlockGraph {
         Ok(())
     }
 
-    /// Gives the new nodes, and those opened with them, the ownership that the old ones had.
+    /// Gives the new nodes whose old ones had it the ownership, and those that were opened with them and are not
+    /// `known`.
     async fn activate_new(
         &self,
+        successors: &[BlockNode],
         retired: &[Retired],
-        is_new: impl Fn(&BlockNode) -> bool,
+        known: &[BlockNode],
     ) -> Result<()> {
-        if !retired.iter().any(|old| old.was_active) {
-            return Ok(());
-        }
+        let is_in = |nodes: &[BlockNode], node: &BlockNode| nodes.iter().any(|it| it.is_same(node));
+        let owned = |node: &BlockNode| {
+            retired.iter().any(|old| old.was_active && old.node.name() == node.name())
+        };
+        let (taking, resting): (Vec<_>, Vec<_>) = successors.iter().cloned().partition(owned);
         let mut done: Vec<BlockNode> = Vec::new();
-        for node in children_first(&self.nodes()).into_iter().filter(is_new) {
+        for node in children_first(&taking) {
+            if is_in(known, &node) || is_in(&resting, &node) {
+                continue;
+            }
             if let Err(error) = node.activate(None).await {
                 for node in done.into_iter().rev() {
                     if let Err(error) = node.inactivate().await {

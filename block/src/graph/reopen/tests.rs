@@ -324,3 +324,20 @@ fn a_child_that_is_left_behind_is_closed_in_order() {
     assert_eq!(chain.names().len(), 3, "{:?}", chain.names());
     tool("qemu-img", &["check", "-q", "-f", "qcow2", &path]);
 }
+
+#[test]
+fn a_node_that_another_process_owns_stays_so_beside_others() {
+    let rig = Rig::new();
+    let other = tempfile::NamedTempFile::new().unwrap();
+    other.as_file().set_len(1 << 16).unwrap();
+    let other = other.path().to_str().unwrap();
+    let other =
+        BlockdevOptions { node_name: Some("other".into()), ..BlockdevOptions::raw_file(other) };
+    let node = rig.executor.block_on(rig.graph.open(&other)).unwrap();
+    rig.executor.block_on(rig.graph.inactivate(&node)).unwrap();
+    drop(node);
+    rig.reopen(&[rig.options(), other]).unwrap();
+    let active: Vec<_> = rig.graph.nodes().iter().map(BlockNode::is_active).collect();
+    assert_eq!(active.iter().filter(|active| **active).count(), 2, "a disk and its file");
+    assert!(rig.node().is_active() && !rig.graph.node("other").unwrap().is_active());
+}
