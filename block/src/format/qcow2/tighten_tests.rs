@@ -165,3 +165,22 @@ fn a_refcount_table_that_grows_twice_at_once_leaves_nothing_behind() {
         assert_eq!((report.corruptions, report.leaks), (0, 20_000));
     });
 }
+
+/// Blocks that are made for clusters which were free go behind them, not among them.
+#[test]
+fn refcount_blocks_of_a_long_free_stretch_do_not_go_into_it() {
+    let rig = Rig::new();
+    let options =
+        CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(1 << 20) };
+    rig.create("a", &options);
+    rig.on("a", async |file| {
+        file.resize(4 * MIB).await.unwrap();
+        let mut image = AtRest::open(file).await.unwrap();
+        image.allocate(512 * 1000).await.unwrap();
+        let last = image.allocate(512 * 5000).await.unwrap();
+        image.write_refcounts().await.unwrap();
+        file.resize(file.len().max(last + 512 * 5000)).await.unwrap();
+        let report = check(file, None).await.unwrap();
+        assert_eq!((report.corruptions, report.leaks), (0, 6000), "{:?}", report.messages);
+    });
+}

@@ -43,6 +43,8 @@ pub(super) struct AtRest<'a> {
     /// Nothing from this cluster on is in use: behind the end of the file, or earlier once that was looked at.
     end: u64,
     end_is_found: bool,
+    /// Clusters before this one were given out, or their refcounts changed, which may not be in a block yet.
+    taken: u64,
     /// No cluster before is free.
     searched: u64,
 }
@@ -89,6 +91,7 @@ impl<'a> AtRest<'a> {
             len,
             end: len,
             end_is_found: false,
+            taken: 0,
             searched: 0,
         })
     }
@@ -156,6 +159,7 @@ impl<'a> AtRest<'a> {
             Some(first) => first,
             None => self.append(clusters).await?,
         };
+        self.take_before(first + clusters);
         for cluster in first..first + clusters {
             self.set(cluster, 1).await?;
         }
@@ -235,6 +239,7 @@ impl<'a> AtRest<'a> {
     async fn set(&mut self, cluster: u64, value: u64) -> Result<()> {
         let geometry = self.geometry();
         let index = geometry.refcount_table_index(cluster);
+        self.take_before(cluster + 1);
         self.make_blocks(index).await?;
         if let Some(block) = self.block(index).await? {
             let place = geometry.refcount_block_index(cluster);
@@ -320,9 +325,17 @@ impl<'a> AtRest<'a> {
     /// Finds the end of what is in use. A device has room behind that, and none behind its own end.
     async fn find_end(&mut self) -> Result<()> {
         if !std::mem::replace(&mut self.end_is_found, true) {
-            self.end = self.end_in_use().await?;
+            self.end = self.end_in_use().await?.max(self.taken);
         }
         Ok(())
+    }
+
+    /// Nothing goes to a place before `end` behind all that is in use: somebody has it.
+    fn take_before(&mut self, end: u64) {
+        self.taken = self.taken.max(end);
+        if self.end_is_found {
+            self.end = self.end.max(end);
+        }
     }
 
     /// Clusters behind all that are in use.
