@@ -72,6 +72,46 @@ fn an_overlay_goes_with_the_export_that_used_it_last() {
     });
 }
 
+/// Between the making of an overlay and its moving in, too.
+#[test]
+fn the_file_of_an_image_grows_while_it_gets_overlays() {
+    need::test(NEEDS, || {
+        let daemon = Daemon::ferry(&["--nbd-server=addr.type=unix,addr.path=DIR/nbd"])?;
+        let mut qmp = daemon.qmp()?;
+        let image = daemon.path("image");
+        qemu_img(&["create", "-q", "-f", "qcow2", &image, &SIZE.to_string()])?;
+        let file = json!({"driver": "file", "node-name": "f0", "filename": image});
+        qmp.call("blockdev-add", file)?;
+        let disk = json!({"driver": "qcow2", "node-name": "disk", "file": "f0"});
+        qmp.call("blockdev-add", disk)?;
+        let export = json!({"type": "nbd", "id": "e0", "node-name": "disk", "writable": true});
+        qmp.call("block-export-add", export)?;
+        let limits = json!({"id": "e0", "bps": 0, "bps_rd": 0, "bps_wr": 8 * RATE, "iops": 0,
+            "iops_rd": 0, "iops_wr": 0});
+        qmp.call("block_set_io_throttle", limits)?;
+        fill(&daemon.path("source"))?;
+        let served = format!("nbd+unix:///disk?socket={}", daemon.path("nbd"));
+        let mut copy = Command::new("nbdcopy");
+        copy.args(["--connections=1", "--requests=4", &daemon.path("source"), &served]);
+        let mut client = Running(copy.spawn()?);
+        let mut below = "f0".to_owned();
+        for number in 1..=8 {
+            std::thread::sleep(Duration::from_millis(50));
+            let name = format!("s{number}");
+            let overlay = json!({"node-name": below, "snapshot-file": daemon.path(&name),
+                "snapshot-node-name": name});
+            qmp.call("blockdev-snapshot-sync", overlay)?;
+            below = name;
+        }
+        let status = time::poll("the copy", LIMIT, || Ok(client.0.try_wait()?))?;
+        ensure!(status.success(), "the client was refused something");
+        command::output(Command::new("nbdcopy").args([&served, &daemon.path("copied")]))?;
+        let same = std::fs::read(daemon.path("copied"))? == std::fs::read(daemon.path("source"))?;
+        ensure!(same, "something that was written is lost");
+        Ok(())
+    });
+}
+
 #[test]
 fn snapshots_are_taken_while_a_client_writes() {
     need::test(NEEDS, || {

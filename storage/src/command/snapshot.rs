@@ -34,6 +34,8 @@ pub(super) struct Prepared {
     overlay: BlockNode,
     /// Whether the overlay was opened for this.
     opened: bool,
+    /// Whether it was made for this, too.
+    made: bool,
 }
 
 /// An overlay in its place; see [`ExternalSnapshot`].
@@ -125,13 +127,14 @@ impl Overlay {
                 let node = graph.device_or_node(&asked.node)?;
                 graph.check_snapshot(&node)?;
                 let overlay = graph.device_or_node(&asked.overlay)?;
-                Ok(Prepared { node, overlay, opened: false })
+                Ok(Prepared { node, overlay, opened: false, made: false })
             }
             Overlay::Image(asked) => {
                 let node = find(graph, asked.device.as_deref(), asked.node_name.as_deref())?;
                 graph.check_snapshot(&node)?;
                 let overlay = open_overlay(graph, &node, &asked).await?;
-                Ok(Prepared { node, overlay, opened: true })
+                let made = asked.mode != Some(NewImageMode::Existing);
+                Ok(Prepared { node, overlay, opened: true, made })
             }
         }
     }
@@ -144,12 +147,25 @@ impl Prepared {
         graph: &BlockGraph,
         drained: &Drained,
     ) -> ferry_block::Result<Placed> {
-        match graph.snapshot(&self.node, &self.overlay, drained).await {
+        let placed = match self.fit().await {
+            Ok(()) => graph.snapshot(&self.node, &self.overlay, drained).await,
+            Err(error) => Err(error),
+        };
+        match placed {
             Ok(snapshot) => Ok(Placed { snapshot, opened: self.opened }),
             Err(error) => {
                 close(graph, &self.overlay, self.opened).await;
                 Err(error)
             }
+        }
+    }
+
+    /// Gives an overlay that was made for this the length of the node: an image's file has grown meanwhile, if
+    /// somebody wrote to the image.
+    async fn fit(&self) -> ferry_block::Result<()> {
+        match self.made && self.overlay.len() != self.node.len() {
+            true => self.overlay.resize(self.node.len()).await,
+            false => Ok(()),
         }
     }
 }
