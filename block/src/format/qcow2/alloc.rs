@@ -165,14 +165,14 @@ impl Image {
         if let Some(kind) = self.regions.hit(&range, None) {
             return Err(self.overlap(&range, kind));
         }
-        Ok(self.refcounts.slices.modify(place.key, |slice| {
+        let (words, first) = place.words(count, geometry);
+        Ok(self.refcounts.slices.modify(place.key, words, |counts| {
             let mut taken = 0;
-            let indices = place.index..place.index + usize::try_from(count).unwrap_or(0);
-            for index in indices {
-                if refcount(slice, index, geometry) != 0 {
+            for index in (first..).take(usize::try_from(count).unwrap_or(0)) {
+                if refcount(counts, index, geometry) != 0 {
                     break;
                 }
-                put_refcount(slice, index, 1, geometry);
+                put_refcount(counts, index, 1, geometry);
                 taken += 1;
             }
             taken
@@ -285,7 +285,7 @@ impl Image {
         let geometry = self.geometry();
         let per_block = geometry.refcount_block_entries();
         let (index, end) = (geometry.refcount_table_index(cluster), self.space.end());
-        let entries = self.refcounts.table.borrow().len() as u64;
+        let entries = self.refcounts.table.len();
         if index >= entries {
             // Where no old block describes anything.
             let start = end.max(entries * per_block);

@@ -17,11 +17,9 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 use std::rc::Rc;
 
+use super::checksum::{Checksum, Piece, WORD};
 use crate::error::Result;
 use crate::notify::Notify;
-
-/// A slice as it was when it was handed out: its place in the image file and its bytes.
-pub(super) type Snapshot = (u64, Rc<Vec<u8>>);
 
 /// A bounded cache of slices of one size.
 pub(super) struct SliceCache {
@@ -46,6 +44,7 @@ struct State {
 struct Slot {
     key: u64,
     bytes: Rc<Vec<u8>>,
+    checksum: Checksum,
     condition: Condition,
     /// Looked at since the hand passed it last.
     recent: bool,
@@ -93,14 +92,22 @@ impl SliceCache {
         Some(look(&slot.bytes))
     }
 
-    /// Changes the slice at `key`; `None` if it must be loaded first.
-    pub(super) fn modify<R>(&self, key: u64, change: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
+    /// Changes some words of the slice at `key`; `None` if it must be loaded first.
+    pub(super) fn modify<R>(
+        &self,
+        key: u64,
+        words: Range<usize>,
+        change: impl FnOnce(&mut [u8]) -> R,
+    ) -> Option<R> {
         let mut state = self.state.borrow_mut();
         let index = *state.index.get(&key)?;
         let slot = &mut state.slots[index];
         slot.recent = true;
         let was = std::mem::replace(&mut slot.condition, Condition::Dirty);
-        let result = change(Rc::make_mut(&mut slot.bytes).as_mut_slice());
+        let bytes = &mut Rc::make_mut(&mut slot.bytes)[words.start * WORD..words.end * WORD];
+        slot.checksum = slot.checksum.without(words.start, bytes);
+        let result = change(bytes);
+        slot.checksum = slot.checksum.with(words.start, bytes);
         state.unclean += usize::from(was == Condition::Clean);
         Some(result)
     }
@@ -143,7 +150,9 @@ impl SliceCache {
                 None => break,
             }
         }
-        let slot = Slot { key, bytes: Rc::new(bytes), condition: Condition::Clean, recent: true };
+        let checksum = Checksum::of(&bytes);
+        let (bytes, condition) = (Rc::new(bytes), Condition::Clean);
+        let slot = Slot { key, bytes, checksum, condition, recent: true };
         let place = state.slots.len();
         state.slots.push(slot);
         state.index.insert(key, place);
@@ -166,24 +175,25 @@ impl SliceCache {
 
     /// All that waits to be written, as it is now, in the order of the file. Each slice stays
     /// until [`written`](Self::written) is called with what became of it.
-    pub(super) fn take_dirty(&self) -> Vec<Snapshot> {
+    pub(super) fn take_dirty(&self) -> Vec<Piece> {
         let mut state = self.state.borrow_mut();
         let mut taken = Vec::with_capacity(state.unclean);
         for slot in &mut state.slots {
             if slot.condition == Condition::Dirty {
                 slot.condition = Condition::Writing;
-                taken.push((slot.key, Rc::clone(&slot.bytes)));
+                let bytes = Rc::clone(&slot.bytes);
+                taken.push(Piece { at: slot.key, bytes, checksum: slot.checksum });
             }
         }
-        taken.sort_unstable_by_key(|(key, _)| *key);
+        taken.sort_unstable_by_key(|piece| piece.at);
         taken
     }
 
     /// Slices of [`take_dirty`](Self::take_dirty) have been written, or not.
-    pub(super) fn written(&self, slices: &[Snapshot], done: bool) {
+    pub(super) fn written(&self, slices: &[Piece], done: bool) {
         let mut state = self.state.borrow_mut();
-        for (key, _) in slices {
-            let Some(index) = state.index.get(key).copied() else { continue };
+        for slice in slices {
+            let Some(index) = state.index.get(&slice.at).copied() else { continue };
             let slot = &mut state.slots[index];
             if slot.condition == Condition::Writing {
                 slot.condition = if done { Condition::Clean } else { Condition::Dirty };
@@ -233,6 +243,13 @@ impl SliceCache {
                 state.remove(place);
             }
         }
+    }
+
+    /// Changes a bit of a slice as no program should.
+    #[cfg(test)]
+    pub(super) fn damage(&self, key: u64, byte: usize) {
+        let state = &mut *self.state.borrow_mut();
+        Rc::make_mut(&mut state.slots[state.index[&key]].bytes)[byte] ^= 1;
     }
 
     /// Slices in it.

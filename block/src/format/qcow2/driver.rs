@@ -22,7 +22,7 @@ const MAX_ZEROES: u64 = 1 << 40;
 
 /// A qcow2 image in use. [`crate::BlockNode::driver`] finds it behind a node.
 pub struct Qcow2Driver {
-    image: Rc<Image>,
+    pub(super) image: Rc<Image>,
 }
 
 impl Qcow2Driver {

@@ -16,6 +16,7 @@
 
 use std::cell::{Cell, RefCell};
 
+use super::checksum::Piece;
 use super::image::Image;
 use super::overlap::Kind;
 use crate::error::Result;
@@ -89,12 +90,12 @@ impl Image {
     }
 
     async fn write_out(&self) -> Result<()> {
-        let (l2, l1) = (self.map.slices.take_dirty(), self.map.take_dirty_l1());
+        let (l2, l1) = (self.map.slices.take_dirty(), self.map.l1.take_dirty());
         let dropped = self.frees.take_dropped();
         let result = self.write_in_order(&l2, &l1).await;
         self.map.slices.written(&l2, result.is_ok());
         if let Err(error) = result {
-            self.map.put_back_l1(&l1);
+            self.map.l1.put_back(&l1);
             self.frees.put_back(dropped);
             return Err(error);
         }
@@ -102,11 +103,7 @@ impl Image {
         Ok(())
     }
 
-    async fn write_in_order(
-        &self,
-        l2: &[super::cache::Snapshot],
-        l1: &[(u64, Vec<u8>)],
-    ) -> Result<()> {
+    async fn write_in_order(&self, l2: &[Piece], l1: &[Piece]) -> Result<()> {
         self.settle_header().await?;
         if !self.has_lazy_refcounts() {
             self.write_refcounts().await?;
@@ -118,10 +115,8 @@ impl Image {
         if l2.is_empty() && l1.is_empty() {
             return Ok(());
         }
-        self.write_slices(l2, Kind::ActiveL2).await?;
-        for (at, bytes) in l1 {
-            self.write_metadata(*at, bytes, Kind::ActiveL1).await?;
-        }
+        self.write_tables(l2, Kind::ActiveL2).await?;
+        self.write_tables(l1, Kind::ActiveL1).await?;
         self.file.flush().await
     }
 

@@ -1,5 +1,7 @@
 //! [`Geometry`]: the sizes that follow from a header, and how addresses split into table indices.
 
+use std::ops::Range;
+
 use super::header::{Incompatible, Version};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -125,6 +127,12 @@ impl Geometry {
     /// Bytes of an L2 entry.
     pub fn l2_entry_size(self) -> u64 {
         if self.extended_l2 { 16 } else { 8 }
+    }
+
+    /// The words of a piece of an L2 table that an entry has, by number.
+    pub fn l2_entry_words(self, index: usize) -> Range<usize> {
+        let words = if self.extended_l2 { 2 } else { 1 };
+        index * words..(index + 1) * words
     }
 
     /// Entries of an L2 table, which is one cluster.

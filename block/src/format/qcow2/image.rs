@@ -7,7 +7,8 @@ use std::rc::{Rc, Weak};
 
 use super::alloc::Space;
 use super::bitmap::mark_in_use;
-use super::cache::{SliceCache, Snapshot};
+use super::cache::SliceCache;
+use super::checksum::Piece;
 use super::compress::Decompressed;
 use super::container::name_of;
 use super::flush::Flushes;
@@ -19,6 +20,7 @@ use super::map::Map;
 use super::options::{CacheSizes, OverlapFlags};
 use super::overlap::{Kind, Regions};
 use super::refcounts::Refcounts;
+use super::root_table::RootTable;
 use super::snapshot::SnapshotRef;
 use crate::buf::IoBuf;
 use crate::driver::WriteFlags;
@@ -353,23 +355,39 @@ impl Image {
         self.file.write(at, IoBuf::from_vec(bytes), WriteFlags::NONE).await
     }
 
-    /// Writes slices, neighbours together.
-    pub(super) async fn write_slices(&self, slices: &[Snapshot], kind: Kind) -> Result<()> {
-        let mut rest = slices;
-        while let Some((start, first)) = rest.first() {
-            let mut joined = first.to_vec();
-            let mut count = 1;
-            for (at, bytes) in &rest[1..] {
-                if start + joined.len() as u64 != *at || joined.len() >= MAX_JOINED {
+    /// Writes pieces of tables, neighbours together. Nothing of a piece that was damaged in memory.
+    pub(super) async fn write_tables(&self, pieces: &[Piece], kind: Kind) -> Result<()> {
+        let mut rest = pieces;
+        while let Some(first) = rest.first() {
+            let mut joined = Vec::new();
+            let mut count = 0;
+            for piece in rest {
+                if first.at + joined.len() as u64 != piece.at || joined.len() >= MAX_JOINED {
                     break;
                 }
-                joined.extend_from_slice(bytes);
+                if !piece.is_intact() {
+                    return Err(self.damaged(kind, piece.at));
+                }
+                joined.extend_from_slice(&piece.bytes);
                 count += 1;
             }
-            self.write_metadata(*start, &joined, kind).await?;
+            self.write_metadata(first.at, &joined, kind).await?;
             rest = &rest[count..];
         }
         Ok(())
+    }
+
+    /// All entries of the L1 or refcount table.
+    pub(super) fn entries_of(&self, table: &RootTable, kind: Kind) -> Result<Vec<u64>> {
+        table.entries().ok_or_else(|| self.damaged(kind, table.at()))
+    }
+
+    #[cold]
+    fn damaged(&self, kind: Kind, at: u64) -> Error {
+        let name = kind.name();
+        self.corrupt(&format!(
+            "the {name} at {at:#x} has changed in memory by itself, so it is not written"
+        ))
     }
 
     /// Refuses a write of `range` that hits metadata of another kind, and marks the image corrupt.

@@ -5,28 +5,19 @@
 //! so and the caller loads it first. Entries change under the lock of their guest cluster (see
 //! `write`), each change at once for everybody; in the file it appears with the next flush.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
-
 use super::cache::SliceCache;
 use super::entry::{Cluster, Compressed, L1Entry, L2Entry};
 use super::frees::Why;
 use super::image::Image;
 use super::overlap::Kind;
+use super::root_table::RootTable;
 use crate::driver::WriteFlags;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ranges::RangeLocks;
 
-/// Entries in the pieces in which the L1 table is written: a sector.
-const PIECE_ENTRIES: usize = 64;
-
 /// The map of an image.
 pub(super) struct Map {
-    /// Where the L1 table is in the file.
-    l1_at: Cell<u64>,
-    l1: RefCell<Vec<u64>>,
-    /// Pieces of the L1 table that wait to be written.
-    l1_dirty: RefCell<BTreeSet<usize>>,
+    pub(super) l1: RootTable,
     pub(super) slices: SliceCache,
     /// Held while an L2 table is made, by L1 index.
     making: RangeLocks,
@@ -72,70 +63,22 @@ pub(super) enum Place {
 
 impl Map {
     pub(super) fn new(slices: SliceCache) -> Map {
-        Map {
-            l1_at: Cell::new(0),
-            l1: RefCell::default(),
-            l1_dirty: RefCell::default(),
-            slices,
-            making: RangeLocks::new(),
-        }
+        Map { l1: RootTable::default(), slices, making: RangeLocks::new() }
     }
 
     /// Begins anew with an L1 table that was just read.
     pub(super) fn reset(&self, at: u64, l1: Vec<u64>) {
-        self.l1_at.set(at);
-        self.l1.replace(l1);
-        self.l1_dirty.take();
+        self.l1.reset(at, l1);
         self.slices.clear();
-    }
-
-    /// The L1 table is now there, with entries that are all in the file.
-    pub(super) fn move_l1(&self, at: u64, l1: Vec<u64>) {
-        self.l1_at.set(at);
-        self.l1.replace(l1);
-        self.l1_dirty.take();
-    }
-
-    /// The L1 table as it is now.
-    pub(super) fn l1(&self) -> Vec<u64> {
-        self.l1.borrow().clone()
     }
 
     /// Whether an entry is not in the file yet.
     pub(super) fn is_dirty(&self) -> bool {
-        self.slices.is_dirty() || !self.l1_dirty.borrow().is_empty()
-    }
-
-    /// The pieces of the L1 table that wait to be written, as they are now: where, and the bytes.
-    pub(super) fn take_dirty_l1(&self) -> Vec<(u64, Vec<u8>)> {
-        let l1 = self.l1.borrow();
-        let pieces = self.l1_dirty.take();
-        let bytes = |piece: usize| {
-            let entries = l1.iter().skip(piece * PIECE_ENTRIES).take(PIECE_ENTRIES);
-            entries.flat_map(|entry| entry.to_be_bytes()).collect()
-        };
-        let at = |piece: usize| self.l1_at.get() + (piece * PIECE_ENTRIES * 8) as u64;
-        pieces.into_iter().map(|piece| (at(piece), bytes(piece))).collect()
-    }
-
-    /// Pieces of [`take_dirty_l1`](Self::take_dirty_l1) could not be written.
-    pub(super) fn put_back_l1(&self, pieces: &[(u64, Vec<u8>)]) {
-        let number = |at: u64| usize::try_from(at.saturating_sub(self.l1_at.get())).unwrap_or(0);
-        let pieces = pieces.iter().map(|(at, _)| number(*at) / (PIECE_ENTRIES * 8));
-        self.l1_dirty.borrow_mut().extend(pieces);
+        self.slices.is_dirty() || self.l1.is_dirty()
     }
 
     fn l1_entry(&self, index: u64) -> L1Entry {
-        let index = usize::try_from(index).unwrap_or(usize::MAX);
-        L1Entry(self.l1.borrow().get(index).copied().unwrap_or(0))
-    }
-
-    fn set_l1_entry(&self, index: u64, entry: L1Entry) {
-        let index = usize::try_from(index).unwrap_or(usize::MAX);
-        if let Some(place) = self.l1.borrow_mut().get_mut(index) {
-            *place = entry.0;
-            self.l1_dirty.borrow_mut().insert(index / PIECE_ENTRIES);
-        }
+        L1Entry(self.l1.get(index).unwrap_or(0))
     }
 }
 
@@ -302,7 +245,9 @@ impl Image {
     pub(super) fn set_entry(&self, guest: u64, entry: L2Entry) -> Result<()> {
         let geometry = self.geometry();
         if let Place::Slice { key, index, own: true } = self.place(guest)?
-            && let Some(()) = self.map.slices.modify(key, |slice| entry.put(slice, index, geometry))
+            && let words = geometry.l2_entry_words(index)
+            && let Some(()) =
+                self.map.slices.modify(key, words, |entries| entry.put(entries, 0, geometry))
         {
             return Ok(());
         }
@@ -340,7 +285,11 @@ impl Image {
             }
         }
         self.regions.add(run.host, Kind::ActiveL2);
-        self.map.set_l1_entry(index, L1Entry::new(run.host, true));
+        let entry = L1Entry::new(run.host, true);
+        self.map
+            .l1
+            .set(index, entry.0)
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the L1 table became shorter"))?;
         drop(guard);
         Ok(())
     }

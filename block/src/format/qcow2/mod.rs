@@ -12,8 +12,9 @@
 //! - `driver` is what a node sees. `read`, `write` (with `cow` for clusters that must be filled and
 //!   `compress`), `zero` and `resize` are the requests.
 //! - `map` is where a guest address is in the file; `alloc` which clusters are given out; `frees`
-//!   how they come back; `refcounts` who refers to them. `cache` keeps pieces of the tables in
-//!   memory, `overlap` keeps writes off metadata.
+//!   how they come back; `refcounts` who refers to them. `root_table` and `cache` keep the tables in
+//!   memory, and their `checksum`s with them, so that what faulty memory does to them is not written;
+//!   `overlap` keeps writes off metadata.
 //! - `flush` writes all of that out in an order that a crash cannot harm; `gate` knows which
 //!   requests are under way.
 //!
@@ -46,6 +47,7 @@ pub mod bitmap;
 mod bytes;
 mod cache;
 pub mod check;
+mod checksum;
 mod compress;
 mod container;
 mod cow;
@@ -69,6 +71,7 @@ mod own;
 mod read;
 mod refcounts;
 mod resize;
+mod root_table;
 pub mod snapshot;
 #[cfg(test)]
 mod test_rig;

@@ -189,7 +189,7 @@ impl Image {
     async fn find_end(&self) -> Result<u64> {
         let geometry = self.geometry();
         let per_block = geometry.refcount_block_entries();
-        let mut table = self.refcounts.table.borrow().clone();
+        let mut table = self.entries_of(&self.refcounts.table, Kind::RefcountTable)?;
         // No address reaches further: what is said of clusters behind that is nonsense.
         let most = (MAX_HOST_OFFSET >> geometry.cluster_bits()) + 1;
         table.truncate(usize::try_from(most.div_ceil(per_block)).unwrap_or(usize::MAX));

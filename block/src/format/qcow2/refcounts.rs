@@ -5,33 +5,26 @@
 //! be written at any time too. That is why blocks need no order among themselves, and only the
 //! flush makes sure that they are durable before the entries that rely on them.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::cache::SliceCache;
+use super::checksum::{Piece, WORD};
 use super::entry::{MAX_HOST_OFFSET, RefcountTableEntry, put_refcount, refcount};
 use super::frees::Why;
+use super::geometry::Geometry;
 use super::image::Image;
 use super::overlap::Kind;
+use super::root_table::RootTable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ranges::RangeLocks;
 
-/// Bytes of the pieces in which the refcount table is written: a sector.
-const PIECE: u64 = 512;
-/// Entries in a piece.
-const PIECE_ENTRIES: u64 = PIECE / 8;
 /// Largest refcount table, bytes: QEMU's limit, which its check enforces.
 const MAX_TABLE: u64 = 8 << 20;
 
 /// The refcount structures of an image.
 pub(super) struct Refcounts {
-    /// Where the table is in the file.
-    pub(super) table_at: Cell<u64>,
-    /// Its entries, as many as its clusters hold.
-    pub(super) table: RefCell<Vec<u64>>,
-    /// Pieces of the table that wait to be written.
-    dirty: RefCell<BTreeSet<u64>>,
+    /// As many entries as its clusters hold.
+    pub(super) table: RootTable,
     pub(super) slices: SliceCache,
     /// Held while slices are written: an older content must not overtake a newer one.
     writing: RangeLocks,
@@ -39,25 +32,17 @@ pub(super) struct Refcounts {
 
 impl Refcounts {
     pub(super) fn new(slices: SliceCache) -> Refcounts {
-        Refcounts {
-            table_at: Cell::new(0),
-            table: RefCell::default(),
-            dirty: RefCell::default(),
-            slices,
-            writing: RangeLocks::new(),
-        }
+        Refcounts { table: RootTable::default(), slices, writing: RangeLocks::new() }
     }
 
     /// Begins anew with a table that was just read.
     pub(super) fn reset(&self, at: u64, table: Vec<u64>) {
-        self.table_at.set(at);
-        self.table.replace(table);
-        self.dirty.take();
+        self.table.reset(at, table);
         self.slices.clear();
     }
 
     pub(super) fn is_dirty(&self) -> bool {
-        self.slices.is_dirty() || !self.dirty.borrow().is_empty()
+        self.slices.is_dirty() || self.table.is_dirty()
     }
 }
 
@@ -69,14 +54,23 @@ pub(super) struct Place {
     pub(super) follow: u64,
 }
 
+impl Place {
+    /// The words of the slice that hold `count` refcounts from here on, and the number of the first one in
+    /// them.
+    pub(super) fn words(self, count: u64, geometry: Geometry) -> (Range<usize>, usize) {
+        let per_word = (WORD * 8) >> geometry.refcount_order();
+        let end = self.index + usize::try_from(count).unwrap_or(0);
+        (self.index / per_word..end.div_ceil(per_word), self.index % per_word)
+    }
+}
+
 impl Image {
     /// Where the refcount of the host cluster number `cluster` is; `None` without a block for it.
     pub(super) fn refcount_place(&self, cluster: u64) -> Result<Option<Place>> {
         let geometry = self.geometry();
         let index = geometry.refcount_table_index(cluster);
-        let table = self.refcounts.table.borrow();
-        let entry = usize::try_from(index).ok().and_then(|index| table.get(index)).copied();
-        let Some(block) = RefcountTableEntry(entry.unwrap_or(0)).offset() else { return Ok(None) };
+        let entry = self.refcounts.table.get(index).unwrap_or(0);
+        let Some(block) = RefcountTableEntry(entry).offset() else { return Ok(None) };
         if !geometry.is_aligned(block) || block > MAX_HOST_OFFSET {
             let what = if block > MAX_HOST_OFFSET { "too large" } else { "unaligned" };
             let text = format!("Refblock offset {block:#x} {what} (reftable index: {index:#x})");
@@ -146,9 +140,10 @@ impl Image {
         let geometry = self.geometry();
         loop {
             let Some(place) = self.refcount_place(cluster)? else { return change(0) };
-            let changed = self.refcounts.slices.modify(place.key, |slice| {
-                let count = change(refcount(slice, place.index, geometry))?;
-                put_refcount(slice, place.index, count, geometry);
+            let (words, index) = place.words(1, geometry);
+            let changed = self.refcounts.slices.modify(place.key, words, |counts| {
+                let count = change(refcount(counts, index, geometry))?;
+                put_refcount(counts, index, count, geometry);
                 Ok(count)
             });
             if let Some(result) = changed {
@@ -163,15 +158,16 @@ impl Image {
     pub(super) async fn write_refcounts(&self) -> Result<()> {
         let guard = self.refcounts.writing.lock(0..1, true).await;
         let slices = self.refcounts.slices.take_dirty();
-        let result = self.write_slices(&slices, Kind::RefcountBlock).await;
+        let result = self.write_tables(&slices, Kind::RefcountBlock).await;
         self.refcounts.slices.written(&slices, result.is_ok());
         result?;
-        let pieces = self.take_table_pieces();
+        // The blocks that the table points to have been written. An entry that comes later needs a later
+        // flush, also in the same piece.
+        let pieces = self.refcounts.table.take_dirty();
         if !pieces.is_empty() {
             let result = self.write_table_pieces(&pieces).await;
             if result.is_err() {
-                let numbers = pieces.iter().map(|(number, _)| *number);
-                self.refcounts.dirty.borrow_mut().extend(numbers);
+                self.refcounts.table.put_back(&pieces);
             }
             result?;
         }
@@ -179,26 +175,9 @@ impl Image {
         Ok(())
     }
 
-    /// The pieces of the table that wait to be written, with their bytes of this moment: the blocks that
-    /// they point to have been written, and the next flush makes them durable. An entry that comes later
-    /// needs a later flush, also in the same piece.
-    fn take_table_pieces(&self) -> Vec<(u64, Vec<u8>)> {
-        let table = self.refcounts.table.borrow();
-        let count = usize::try_from(PIECE_ENTRIES).unwrap_or(0);
-        let bytes = |piece: u64| {
-            let first = usize::try_from(piece * PIECE_ENTRIES).unwrap_or(usize::MAX);
-            table.iter().skip(first).take(count).flat_map(|entry| entry.to_be_bytes()).collect()
-        };
-        self.refcounts.dirty.take().into_iter().map(|piece| (piece, bytes(piece))).collect()
-    }
-
-    async fn write_table_pieces(&self, pieces: &[(u64, Vec<u8>)]) -> Result<()> {
+    async fn write_table_pieces(&self, pieces: &[Piece]) -> Result<()> {
         self.file.flush().await?;
-        for (piece, bytes) in pieces {
-            let at = self.refcounts.table_at.get() + piece * PIECE;
-            self.write_metadata(at, bytes, Kind::RefcountTable).await?;
-        }
-        Ok(())
+        self.write_tables(pieces, Kind::RefcountTable).await
     }
 
     /// Makes refcount block `index` in the host cluster number `cluster`, whose refcount is one
@@ -212,18 +191,12 @@ impl Image {
         }
         self.reserve_file(at + geometry.cluster_size()).await?;
         self.write_metadata(at, &block, Kind::RefcountBlock).await?;
-        let Some(entry) = usize::try_from(index).ok().filter(|entry| *entry < self.table_len())
-        else {
-            return Err(Error::new(ErrorKind::Corrupt, "the refcount table became shorter"));
-        };
-        self.refcounts.table.borrow_mut()[entry] = at;
-        self.refcounts.dirty.borrow_mut().insert(index / PIECE_ENTRIES);
+        self.refcounts
+            .table
+            .set(index, at)
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the refcount table became shorter"))?;
         self.regions.add(at, Kind::RefcountBlock);
         Ok(())
-    }
-
-    fn table_len(&self) -> usize {
-        self.refcounts.table.borrow().len()
     }
 
     /// Makes a larger refcount table of at least `entries` entries at host cluster number `start`,
@@ -235,12 +208,11 @@ impl Image {
         self.settle_header().await?;
         let geometry = self.geometry();
         let per_block = geometry.refcount_block_entries();
-        let old = self.refcounts.table.borrow().clone();
-        let entries = entries.max(old.len() as u64 + old.len() as u64 / 2);
+        let mut table = self.entries_of(&self.refcounts.table, Kind::RefcountTable)?;
+        let entries = entries.max(table.len() as u64 + table.len() as u64 / 2);
         let plan = TablePlan::new(start, entries, per_block, geometry.cluster_size())?;
         let end = plan.end();
         self.reserve_file(end << geometry.cluster_bits()).await?;
-        let mut table = old.clone();
         table.resize(usize::try_from(plan.entries).unwrap_or(usize::MAX), 0);
         for (number, index) in plan.blocks.clone().enumerate() {
             let cluster = start + plan.clusters + number as u64;
@@ -272,9 +244,7 @@ impl Image {
             let block = table[usize::try_from(index).unwrap_or(usize::MAX)];
             self.regions.add(block, Kind::RefcountBlock);
         }
-        self.refcounts.table.replace(table);
-        self.refcounts.table_at.set(at);
-        self.refcounts.dirty.take();
+        self.refcounts.table.reset(at, table);
         let behind = at + (plan.clusters << geometry.cluster_bits());
         self.regions.set_range(Kind::RefcountTable, at..behind);
         drop(guard);

@@ -210,7 +210,7 @@ impl Image {
     /// Makes a longer L1 table. The header changes over to it when all of it is durable.
     async fn move_l1(&self, entries: u64) -> Result<()> {
         let geometry = self.geometry();
-        let mut l1 = self.map.l1();
+        let mut l1 = self.entries_of(&self.map.l1, Kind::ActiveL1)?;
         l1.resize(usize::try_from(entries).unwrap_or(usize::MAX), L1Entry::EMPTY.0);
         let clusters = geometry.clusters_for(entries * 8);
         let at = self.allocate_table(clusters).await?;
@@ -228,7 +228,7 @@ impl Image {
             header.l1.entries = count;
         })
         .await?;
-        self.map.move_l1(at, l1);
+        self.map.l1.reset(at, l1);
         self.regions.set_range(Kind::ActiveL1, at..at + entries * 8);
         let old_bytes =
             geometry.clusters_for(u64::from(old.entries) * 8) << geometry.cluster_bits();

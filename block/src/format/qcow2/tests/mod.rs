@@ -2,6 +2,7 @@
 
 mod bitmaps;
 mod crash;
+mod damage;
 mod faults;
 mod given_up;
 mod history;
