@@ -112,6 +112,41 @@ fn the_file_of_an_image_grows_while_it_gets_overlays() {
     });
 }
 
+/// Another client cannot come in between what is done and what is taken back.
+#[test]
+fn a_transaction_that_is_taken_back_leaves_nothing() {
+    need::test(&[Need::Program("qemu-img", "qemu-utils")], || {
+        let mut daemon = Daemon::ferry(&[])?;
+        let (mut qmp, mut other) = (daemon.qmp()?, daemon.qmp()?);
+        let image = daemon.path("image");
+        qemu_img(&["create", "-q", "-f", "qcow2", &image, "1M"])?;
+        let file = json!({"driver": "file", "filename": image});
+        let disk = json!({"driver": "qcow2", "node-name": "disk", "file": file});
+        qmp.call("blockdev-add", disk)?;
+        let meanwhile = time::spawn("another client", move || -> Result<()> {
+            for active in [false, true].repeat(20) {
+                let set = json!({"node-name": "disk", "active": active});
+                other.call("blockdev-set-active", set)?;
+            }
+            Ok(())
+        });
+        let inside = json!({"device": "disk", "name": "inside"});
+        let actions = json!([
+            {"type": "blockdev-snapshot-internal-sync", "data": inside},
+            {"type": "abort", "data": {}}
+        ]);
+        while !meanwhile.is_finished() {
+            ensure!(qmp.call("transaction", json!({"actions": &actions})).is_err());
+        }
+        meanwhile.join().expect("the other client")?;
+        qmp.call("quit", json!({}))?;
+        ensure!(daemon.ended()? == 0);
+        let info: Value = serde_json::from_str(&qemu_img(&["info", "--output=json", &image])?)?;
+        ensure!(info["snapshots"].is_null(), "{info}");
+        Ok(())
+    });
+}
+
 #[test]
 fn snapshots_are_taken_while_a_client_writes() {
     need::test(NEEDS, || {

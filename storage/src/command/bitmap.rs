@@ -22,7 +22,7 @@ pub(super) enum Change {
 impl Storage {
     /// Makes one change.
     pub(super) async fn change_bitmap(&self, change: Change) -> Result<()> {
-        self.on_graph(|graph| async move { change.make(&graph).map(BitmapChange::commit) }).await
+        self.in_turn(|graph| async move { change.make(&graph).map(BitmapChange::commit) }).await
     }
 
     /// `x-debug-block-dirty-bitmap-sha256`: of the bits as little-endian words, as QEMU keeps them.

@@ -30,7 +30,7 @@ impl Storage {
     /// Gives nodes other options, all of them or none.
     pub(super) async fn blockdev_reopen(&self, arguments: BlockdevReopen) -> Result<()> {
         let options: Vec<ferry_block::BlockdevOptions> = carry_over(&arguments.options)?;
-        self.on_graph(|graph| async move { graph.reopen(&options).await }).await
+        self.in_turn(|graph| async move { graph.reopen(&options).await }).await
     }
 
     /// Takes write ownership of a node and those below it, or of all nodes; or gives it up.
@@ -48,7 +48,7 @@ impl Storage {
                 (Some(node), false) => graph.inactivate(&node).await,
             }
         };
-        self.on_graph(set).await
+        self.in_turn(set).await
     }
 
     /// Starts the job that makes an image.
@@ -83,7 +83,7 @@ impl Storage {
             drop(drained);
             Ok(())
         };
-        self.on_graph(resize).await
+        self.in_turn(resize).await
     }
 }
 

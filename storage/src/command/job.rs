@@ -44,7 +44,7 @@ impl Storage {
         let options = mirror_options(arguments);
         let start =
             |graph: BlockGraph| async move { mirror::start(&graph, options).await.map(drop) };
-        self.on_graph(start).await
+        self.in_turn(start).await
     }
 
     /// Gives a job a verb.

@@ -20,7 +20,7 @@ use ferry_api::command::{
 use ferry_api::schema::Empty;
 use ferry_api::{EventKind, QmpError};
 use ferry_block::job::JobRegistry;
-use ferry_block::{BlockGraph, BlockHandle, Error};
+use ferry_block::{BlockGraph, BlockHandle, Error, RangeLocks};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -40,6 +40,10 @@ pub struct Storage {
     blocks: BlockHandle,
     kinds: ExportKinds,
 }
+
+/// Whose turn it is to change a graph.
+#[derive(Default)]
+struct Turns(RangeLocks);
 
 impl Storage {
     /// Takes commands for the graph behind `blocks`. Besides NBD there are these kinds of exports.
@@ -204,6 +208,23 @@ impl Storage {
             other => return Err(QmpError::command_not_found(other.name())),
         };
         self.job_verb(family, id, verb).await
+    }
+
+    /// [`on_graph`](Self::on_graph) for what changes the graph in several steps: that of several clients goes one
+    /// after the other, so that what one takes back is as it was left.
+    async fn in_turn<R, F, Fut>(&self, call: F) -> Result<R>
+    where
+        R: Send + 'static,
+        F: FnOnce(BlockGraph) -> Fut + Send + 'static,
+        Fut: Future<Output = ferry_block::Result<R>> + 'static,
+    {
+        let wait = |graph: BlockGraph| async move {
+            let turn = graph.extension(Turns::default).0.lock(0..1, true).await;
+            let done = call(graph).await;
+            drop(turn);
+            done
+        };
+        self.on_graph(wait).await
     }
 
     /// Runs `call` on the graph's thread, with its error as a client reads it.

@@ -56,12 +56,12 @@ impl Storage {
             placed.commit(&graph).await;
             Ok(())
         };
-        self.on_graph(take).await
+        self.in_turn(take).await
     }
 
     /// `blockdev-snapshot-internal-sync`
     pub(super) async fn snapshot_internal(&self, asked: BlockdevSnapshotInternal) -> Result<()> {
-        self.on_graph(|graph| async move { take_internal(&graph, &asked).await.map(drop) }).await
+        self.in_turn(|graph| async move { take_internal(&graph, &asked).await.map(drop) }).await
     }
 
     /// `blockdev-snapshot-delete-internal-sync`
@@ -74,7 +74,7 @@ impl Storage {
             let (id, name) = (asked.id.as_deref(), asked.name.as_deref());
             graph.delete_internal_snapshot(&asked.device, &node, id, name).await
         };
-        self.on_graph(delete).await.map(|snapshot| snapshot_info(&snapshot))
+        self.in_turn(delete).await.map(|snapshot| snapshot_info(&snapshot))
     }
 
     /// `change-backing-file`: only what the image says changes, not what is below it now.
@@ -84,7 +84,7 @@ impl Storage {
             let image = find(&graph, None, Some(&asked.image_node_name))?;
             graph.change_backing_file(&top, &image, &asked.backing_file).await
         };
-        self.on_graph(change).await
+        self.in_turn(change).await
     }
 }
 

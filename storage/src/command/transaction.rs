@@ -57,7 +57,7 @@ impl Storage {
             }
             Ok(())
         };
-        self.on_graph(run).await
+        self.in_turn(run).await
     }
 }
 
