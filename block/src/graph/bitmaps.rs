@@ -226,6 +226,14 @@ fn check_storable(node: &BlockNode, name: &str) -> Result<()> {
         let context = format!("Can't store persistent bitmaps to {}", node.name());
         return Err(Error::from_errno(libc::EOPNOTSUPP, context));
     };
+    // The image's own bitmaps take the place of what is there when the image is taken over.
+    if !node.is_active() {
+        let context = format!(
+            "Can't make bitmap '{name}' persistent in '{}': it is inactive, another process may own it",
+            node.name()
+        );
+        return Err(Error::new(ErrorKind::Inactive, context));
+    }
     if driver.header().geometry.version() == Version::V2 {
         let context = format!(
             "Can't make bitmap '{name}' persistent in '{}': Cannot store dirty bitmaps in qcow2 v2 \

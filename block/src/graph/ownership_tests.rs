@@ -1,3 +1,4 @@
+use super::super::BitmapOptions;
 use super::super::test_rig::Rig;
 use crate::filter::blkdebug::{BlkdebugOptions, InjectError, IoType};
 use crate::format::qcow2::BackingRef;
@@ -70,4 +71,21 @@ fn what_another_process_may_own_is_below_nothing_that_this_one_owns() {
     let above = rig.run(rig.graph.open(&over(false))).unwrap();
     rig.run(rig.graph.activate(&above)).unwrap();
     assert!(above.is_active() && base.is_active());
+}
+
+/// It would be gone with the bitmaps that are read when the image is taken over.
+#[test]
+fn a_bitmap_is_stored_only_with_an_image_that_this_process_owns() {
+    let rig = Rig::new();
+    rig.raw("base");
+    let top = rig.image("top", "base", BackingRef::Node(BlockdevRef::Name("base".into())));
+    let options = BitmapOptions { name: "b".into(), persistent: true, ..BitmapOptions::default() };
+    rig.run(rig.graph.inactivate(&top)).unwrap();
+    let refused = rig.graph.add_bitmap("top", &options).map(drop).unwrap_err().to_string();
+    assert!(refused.starts_with("Can't make bitmap 'b' persistent in 'top': it is inactive"));
+    rig.run(rig.graph.activate(&top)).unwrap();
+    rig.graph.add_bitmap("top", &options).unwrap().commit();
+    rig.run(rig.graph.inactivate(&top)).unwrap();
+    rig.run(rig.graph.activate(&top)).unwrap();
+    assert_eq!(top.bitmaps().len(), 1);
 }
