@@ -383,16 +383,20 @@ impl Image {
             }
             other => other,
         };
-        let kind = result.map_err(|error| match error.kind() {
-            // A device, or a window of a file: it is full.
-            ErrorKind::Unsupported => error.with_kind(ErrorKind::NoSpace),
-            _ => error,
-        })?;
+        let kind = result.map_err(full)?;
         if kind == ExtentKind::Zero {
             let (start, end) = self.space.zeroes.get();
             let start = if end == have { start } else { have };
             self.space.zeroes.set((start, self.file.len()));
         }
         Ok(())
+    }
+}
+
+/// What cannot become longer, a device or a window of a file, is full.
+pub(super) fn full(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Unsupported => error.with_kind(ErrorKind::NoSpace),
+        _ => error,
     }
 }

@@ -11,7 +11,7 @@
 //! - *Slowly* (see `cow`): the place must be filled with what the write does not cover. A task of
 //!   its own does that, under the lock of these clusters, and changes the entries last.
 
-use super::alloc::Need;
+use super::alloc::{Need, full};
 use super::entry::{Cluster, L2Entry, Parts};
 use super::gate::Pass;
 use super::image::{Condition, Image};
@@ -90,7 +90,7 @@ impl Image {
         self.run(move |image| async move {
             let guard = image.growing.lock(0..1, true).await;
             let grown = match &image.data {
-                Some(data) if data.len() < end => data.resize(end).await,
+                Some(data) if data.len() < end => data.grow(end).await.map(drop).map_err(full),
                 _ => Ok(()),
             };
             drop(guard);

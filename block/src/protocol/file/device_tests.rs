@@ -12,16 +12,19 @@ use crate::clock::Clock;
 use crate::driver::WriteFlags;
 use crate::edge::{ChildRole, EdgePerms, Perms};
 use crate::executor::Executor;
+use crate::format::qcow2::Qcow2Options;
 use crate::format::qcow2::create::{CreateOptions, create};
 use crate::graph::BlockGraph;
 use crate::node::BlockNode;
-use crate::open::{BlockdevOptions, BlockdevRef};
+use crate::open::{BlockdevOptions, BlockdevRef, DriverOptions};
 use crate::sys;
 
 const LEN: u64 = 1 << 20;
 /// What every byte of a device was before.
 const OLD: u8 = 0xee;
 const CLUSTER: usize = 1 << 16;
+/// For who lays an image out.
+const WHOLE: EdgePerms = EdgePerms { needs: Perms::ALL, shares: Perms::NONE };
 
 /// A device over a file, until it is dropped.
 struct Loop {
@@ -142,9 +145,7 @@ fn an_image_on_a_device_goes_on_when_that_is_extended() {
     executor.block_on(async {
         let graph = BlockGraph::new(executor.clone());
         let file = graph.open(&BlockdevOptions::file(device.path.clone())).await.unwrap();
-        let needs = Perms::CONSISTENT_READ | Perms::WRITE | Perms::RESIZE;
-        let perms = EdgePerms { needs, shares: Perms::NONE };
-        let edge = graph.edge(&file, ChildRole::File, perms).unwrap();
+        let edge = graph.edge(&file, ChildRole::File, WHOLE).unwrap();
         create(&edge, None, &CreateOptions::new(16 * LEN)).await.unwrap();
         drop(edge);
         let image = BlockdevOptions::qcow2(BlockdevRef::Name(file.name().to_owned()));
@@ -163,6 +164,47 @@ fn an_image_on_a_device_goes_on_when_that_is_extended() {
             assert!(bytes[..512].iter().all(|byte| *byte == 7), "{at:#x}");
             assert!(bytes[512..].iter().all(|byte| *byte == 0), "{at:#x} shows what was there");
         }
+        image.flush().await.unwrap();
+    });
+}
+
+#[test]
+fn a_data_file_on_a_device_goes_on_when_that_is_extended() {
+    let Some(device) = Loop::new() else { return };
+    let executor = Executor::new(Clock::real()).unwrap();
+    executor.block_on(async {
+        let graph = BlockGraph::new(executor.clone());
+        let empty = async |name: &str| {
+            let path = device.folder.path().join(name);
+            fs::write(&path, []).unwrap();
+            graph.open(&BlockdevOptions::file(path.to_str().unwrap())).await.unwrap()
+        };
+        let (file, whole) = (empty("image").await, empty("whole").await);
+        let edge = graph.edge(&file, ChildRole::File, WHOLE).unwrap();
+        let whole = graph.edge(&whole, ChildRole::Data, WHOLE).unwrap();
+        let options =
+            CreateOptions { data_file: Some("whole".into()), ..CreateOptions::new(4 * LEN) };
+        create(&edge, Some(&whole), &options).await.unwrap();
+        drop((edge, whole));
+        // The device is to be shorter than the disk.
+        let data = graph.open(&BlockdevOptions::file(device.path.clone())).await.unwrap();
+        let options = Qcow2Options {
+            data_file: Some(BlockdevRef::Name(data.name().to_owned())),
+            ..Qcow2Options::new(BlockdevRef::Name(file.name().to_owned()))
+        };
+        let image = BlockdevOptions::new(DriverOptions::Qcow2(Box::new(options)));
+        let image = graph.open(&image).await.unwrap();
+        let needs = EdgePerms { needs: Perms::WRITE, shares: Perms::ALL };
+        let _disk = graph.add_backend(BackendKind::Device, "disk", &image, needs).unwrap();
+
+        assert_eq!(fill(&image, 0).await, LEN, "the device is full");
+        device.grow(2 * LEN);
+        assert_eq!(fill(&image, LEN).await, 2 * LEN, "all of it is used");
+        let last = IoBuf::alloc(CLUSTER);
+        image.read(2 * LEN - CLUSTER as u64, last.clone()).await.unwrap();
+        let last = last.to_vec();
+        assert!(last[..512].iter().all(|byte| *byte == 7));
+        assert!(last[512..].iter().all(|byte| *byte == 0), "it shows what was there");
         image.flush().await.unwrap();
     });
 }
