@@ -2,7 +2,8 @@
 //!
 //! A request is polled once where it was read. On storage that answers at once that is all: no task,
 //! no wake-up. Whatever was answered while one batch of requests was worked through leaves in one
-//! system call; so do the replies of the requests that the disk finishes in one turn.
+//! system call, or a few if there is much of it; so do the replies of the requests that the disk finishes
+//! in one turn.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -35,6 +36,11 @@ const MAX_HEADS: usize = 1 << 20;
 /// allocated and zeroed anew.
 const KEEP_MEMORY: usize = 17 << 20;
 
+/// So many replies are sent although more requests of the batch are left: who has sent 32 works on the first
+/// half of the replies while the second half is made, and neither has to sleep. That is half as fast again with
+/// 4 KiB requests on tmpfs.
+const SEND_AFTER: usize = 16;
+
 /// Requests that must have come one by one before the next is polled for: a client with more under way
 /// keeps the server busy anyway, and polling in the gaps would only cost time.
 const ALONE: usize = 16;
@@ -48,6 +54,8 @@ pub(super) struct Connection {
     _streaming: Counted,
     stream: Stream,
     outbox: RefCell<Outbox>,
+    /// Replies in the outbox.
+    unsent: Cell<usize>,
     under_way: Cell<usize>,
     finished: Notify,
     /// The reader is working through a batch and will send what it leads to.
@@ -75,6 +83,7 @@ impl Connection {
             executor,
             stream,
             outbox: RefCell::default(),
+            unsent: Cell::new(0),
             under_way: Cell::new(0),
             finished: Notify::new(),
             reading: Cell::new(false),
@@ -151,6 +160,9 @@ impl Connection {
                 self.reading.set(true);
             }
             self.start(request, payload);
+            if self.unsent.get() >= SEND_AFTER {
+                self.send_now();
+            }
         }
         Ok(Some(begun))
     }
@@ -178,6 +190,7 @@ impl Connection {
 
     fn answer(&self, request: &Request, outcome: Outcome) {
         reply::encode(&self.agreement, request, outcome, &mut self.outbox.borrow_mut());
+        self.unsent.set(self.unsent.get() + 1);
         self.under_way.set(self.under_way.get() - 1);
         self.finished.notify_all();
         if !self.reading.get() && !self.to_send.replace(true) {
@@ -199,6 +212,7 @@ impl Connection {
     }
 
     fn try_send(&self) -> io::Result<()> {
+        self.unsent.set(0);
         self.outbox.borrow_mut().send(&self.stream)
     }
 
