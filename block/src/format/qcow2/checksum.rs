@@ -35,6 +35,11 @@ impl Checksum {
         Checksum(sums.fold(sum(0, rest), u64::wrapping_add))
     }
 
+    /// That of a piece whose words are at hand as numbers.
+    pub(super) fn of_words(words: &[u64]) -> Checksum {
+        Checksum(turned(0, words.iter().copied()))
+    }
+
     /// After the words in `bytes` came in, the first of them as number `first` of the piece.
     #[must_use]
     pub(super) fn with(self, first: usize, bytes: &[u8]) -> Checksum {
@@ -55,12 +60,16 @@ impl Piece {
     }
 }
 
-/// The sum of words, the first of which is number `first` of its piece, each turned by its place: one that
-/// differs always shows, and so do most that differ in the same bit.
+/// The sum of words, the first of which is number `first` of its piece.
 fn sum(first: usize, words: &[[u8; WORD]]) -> u64 {
+    turned(first, words.iter().map(|word| u64::from_be_bytes(*word)))
+}
+
+/// The same, each word turned by its place: one that differs always shows, and so do most that differ in the
+/// same bit.
+fn turned(first: usize, words: impl Iterator<Item = u64>) -> u64 {
     let first = u32::try_from(first % TURN).unwrap_or(0);
-    let turned =
-        words.iter().zip(first..).map(|(word, place)| u64::from_be_bytes(*word).rotate_left(place));
+    let turned = words.zip(first..).map(|(word, place)| word.rotate_left(place));
     turned.fold(0, u64::wrapping_add)
 }
 

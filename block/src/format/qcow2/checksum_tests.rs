@@ -7,6 +7,11 @@ fn bytes() -> Vec<u8> {
 #[test]
 fn every_flipped_bit_and_every_exchange_of_words_shows() {
     let (mut bytes, whole) = (bytes(), Checksum::of(&bytes()));
+    let words: Vec<u64> = bytes
+        .chunks(8)
+        .map(|word| word.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)))
+        .collect();
+    assert_eq!(Checksum::of_words(&words), whole);
     for bit in 0..bytes.len() * 8 {
         bytes[bit / 8] ^= 1 << (bit % 8);
         assert_ne!(Checksum::of(&bytes), whole, "bit {bit}");

@@ -129,10 +129,15 @@ impl Geometry {
         if self.extended_l2 { 16 } else { 8 }
     }
 
+    /// Entries of a piece of an L2 table of so many bytes; the number of the entry that begins there.
+    pub fn l2_entries_in(self, bytes: usize) -> usize {
+        bytes >> self.l2_entry_size().trailing_zeros()
+    }
+
     /// The words of a piece of an L2 table that an entry has, by number.
     pub fn l2_entry_words(self, index: usize) -> Range<usize> {
-        let words = if self.extended_l2 { 2 } else { 1 };
-        index * words..(index + 1) * words
+        let first = |index: usize| index << (self.l2_entry_size() / 8).trailing_zeros();
+        first(index)..first(index + 1)
     }
 
     /// Entries of an L2 table, which is one cluster.

@@ -109,8 +109,7 @@ impl Image {
         let index = geometry.l2_index(guest);
         let at = table + index as u64 * geometry.l2_entry_size();
         let (key, within) = self.map.slices.locate(at);
-        // An entry has 8 or 16 bytes.
-        let index = within / if geometry.has_extended_l2() { 16 } else { 8 };
+        let index = geometry.l2_entries_in(within);
         Ok(Place::Slice { key, index, own: entry.is_copied() })
     }
 
@@ -151,10 +150,9 @@ impl Image {
         most: u64,
     ) -> Result<Mapping> {
         let geometry = self.geometry();
-        let entry_size = if geometry.has_extended_l2() { 16 } else { 8 };
         let mut found: Option<What> = None;
         let mut at = guest;
-        for index in index..slice.len() / entry_size {
+        for index in index..geometry.l2_entries_in(slice.len()) {
             let entry = L2Entry::get(slice, index, geometry);
             let cluster = entry.decode(geometry)?;
             let end = geometry.cluster_start(at) + geometry.cluster_size();
@@ -286,10 +284,7 @@ impl Image {
         }
         self.regions.add(run.host, Kind::ActiveL2);
         let entry = L1Entry::new(run.host, true);
-        self.map
-            .l1
-            .set(index, entry.0)
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the L1 table became shorter"))?;
+        self.map.l1.set(index, entry.0)?;
         drop(guard);
         Ok(())
     }

@@ -191,10 +191,7 @@ impl Image {
         }
         self.reserve_file(at + geometry.cluster_size()).await?;
         self.write_metadata(at, &block, Kind::RefcountBlock).await?;
-        self.refcounts
-            .table
-            .set(index, at)
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the refcount table became shorter"))?;
+        self.refcounts.table.set(index, at)?;
         self.regions.add(at, Kind::RefcountBlock);
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::checksum::{Checksum, Piece, WORD};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Entries in the pieces in which it is written: a sector.
 const PIECE_ENTRIES: usize = 64;
@@ -27,8 +28,7 @@ struct State {
 impl RootTable {
     /// Begins anew with entries that are all in the file.
     pub(super) fn reset(&self, at: u64, entries: Vec<u64>) {
-        let checksums = entries.chunks(PIECE_ENTRIES).map(|piece| Checksum::of(&bytes(piece)));
-        let checksums = checksums.collect();
+        let checksums = entries.chunks(PIECE_ENTRIES).map(Checksum::of_words).collect();
         self.0.replace(State { at, entries, checksums, dirty: BTreeSet::new() });
     }
 
@@ -47,26 +47,24 @@ impl RootTable {
         self.0.borrow().entries.get(usize::try_from(index).ok()?).copied()
     }
 
-    /// Changes an entry; `None` behind the last one.
-    pub(super) fn set(&self, index: u64, entry: u64) -> Option<()> {
-        let index = usize::try_from(index).ok()?;
-        let (piece, word) = (index / PIECE_ENTRIES, index % PIECE_ENTRIES);
-        let state = &mut *self.0.borrow_mut();
-        let place = state.entries.get_mut(index)?;
-        let checksum = state.checksums.get_mut(piece)?;
-        *checksum = checksum.without(word, &place.to_be_bytes()).with(word, &entry.to_be_bytes());
-        *place = entry;
-        state.dirty.insert(piece);
-        Some(())
+    /// Changes an entry.
+    ///
+    /// # Errors
+    /// `Corrupt` behind the last one: the table has become shorter.
+    pub(super) fn set(&self, index: u64, entry: u64) -> Result<()> {
+        self.0.borrow_mut().set(index, entry).ok_or_else(|| {
+            let text = format!("the table at {:#x} has no entry {index} any more", self.at());
+            Error::new(ErrorKind::Corrupt, text)
+        })
     }
 
     /// All entries; `None` if they are not what was put there.
     pub(super) fn entries(&self) -> Option<Vec<u64>> {
         let state = self.0.borrow();
         let pieces = state.entries.chunks(PIECE_ENTRIES).zip(&state.checksums);
-        let intact =
-            |(piece, checksum): (&[u64], &Checksum)| Checksum::of(&bytes(piece)) == *checksum;
-        pieces.into_iter().all(intact).then(|| state.entries.clone())
+        let mut pieces = pieces.into_iter();
+        let intact = pieces.all(|(piece, checksum)| Checksum::of_words(piece) == *checksum);
+        intact.then(|| state.entries.clone())
     }
 
     /// Whether an entry is not in the file yet.
@@ -97,6 +95,17 @@ impl RootTable {
 }
 
 impl State {
+    fn set(&mut self, index: u64, entry: u64) -> Option<()> {
+        let index = usize::try_from(index).ok()?;
+        let (piece, word) = (index / PIECE_ENTRIES, index % PIECE_ENTRIES);
+        let place = self.entries.get_mut(index)?;
+        let checksum = self.checksums.get_mut(piece)?;
+        *checksum = checksum.without(word, &place.to_be_bytes()).with(word, &entry.to_be_bytes());
+        *place = entry;
+        self.dirty.insert(piece);
+        Some(())
+    }
+
     fn piece(&self, number: usize) -> Option<Piece> {
         let entries = self.entries.chunks(PIECE_ENTRIES).nth(number)?;
         let at = self.at + (number * PIECE_ENTRIES * WORD) as u64;

@@ -169,10 +169,9 @@ impl Image {
             let Ok(Cluster::Standard { host: None, parts }) = entry else { return false };
             zero_below || parts.zero == Parts::all(geometry)
         };
-        let entry_size = if geometry.has_extended_l2() { 16 } else { 8 };
         let count = usize::try_from(geometry.clusters_for(end - first)).unwrap_or(usize::MAX);
         let vacant = self.map.slices.read(key, |slice| {
-            let last = index.saturating_add(count).min(slice.len() / entry_size);
+            let last = index.saturating_add(count).min(geometry.l2_entries_in(slice.len()));
             (index..last).take_while(|index| is_vacant(slice, *index)).count()
         });
         let Some(vacant @ 1..) = vacant else { return Ok(None) };

@@ -258,7 +258,7 @@ impl Image {
             matches!(cluster, Ok(Cluster::Standard { host: Some(_), .. }))
         };
         let found = self.map.slices.read(key, |slice| {
-            let last = index.saturating_add(count).min(slice.len() / 16);
+            let last = index.saturating_add(count).min(geometry.l2_entries_in(slice.len()));
             (index..last).position(|index| is_reserved(slice, index))
         });
         let place = |number: usize| first + number as u64 * geometry.cluster_size();
