@@ -52,7 +52,8 @@ impl RootTable {
     /// # Errors
     /// `Corrupt` behind the last one: the table has become shorter.
     pub(super) fn set(&self, index: u64, entry: u64) -> Result<()> {
-        self.0.borrow_mut().set(index, entry).ok_or_else(|| {
+        let done = self.0.borrow_mut().set(index, entry);
+        done.ok_or_else(|| {
             let text = format!("the table at {:#x} has no entry {index} any more", self.at());
             Error::new(ErrorKind::Corrupt, text)
         })
