@@ -99,6 +99,16 @@ impl Space {
         free.insert(start, (len, zero));
     }
 
+    /// A search has found that this cluster has no references. One that was freed while the search waited is
+    /// free already: twice in the list, it would be free still when somebody has it, and read as zeroes when
+    /// that one has written there.
+    fn add_found(&self, cluster: u64) {
+        let before = self.free.borrow().range(..=cluster).next_back().map(|(at, run)| (*at, run.0));
+        if before.is_none_or(|(start, len)| start + len <= cluster) {
+            self.add_free(cluster..cluster + 1, false);
+        }
+    }
+
     fn first_free(&self) -> Option<(u64, u64, bool)> {
         self.free.borrow().first_key_value().map(|(&start, &(len, zero))| (start, len, zero))
     }
@@ -339,9 +349,7 @@ impl Image {
             });
             let Some(found) = found else { continue };
             self.space.unsearched.set((start + count, end));
-            for cluster in &found {
-                self.space.add_free(*cluster..*cluster + 1, false);
-            }
+            found.iter().for_each(|cluster| self.space.add_found(*cluster));
             if !found.is_empty() {
                 return Ok(true);
             }
@@ -400,3 +408,7 @@ pub(super) fn full(error: Error) -> Error {
         _ => error,
     }
 }
+
+#[cfg(test)]
+#[path = "alloc_tests.rs"]
+mod tests;
