@@ -172,8 +172,11 @@ impl BlockNode {
             return Ok(());
         }
         let flags = WriteFlags { fua: flags.fua, ..WriteFlags::NONE };
-        let zeroes = IoBuf::alloc(length(&(0..(range.end - range.start).min(BOUNCE_LIMIT))));
-        for piece in self.pieces(range, BOUNCE_LIMIT.min(self.0.limits.max_transfer)) {
+        let longest = BOUNCE_LIMIT.min(self.0.limits.max_transfer);
+        // A piece has a whole block at least, however long that is.
+        let most = longest.max(u64::from(self.0.limits.request_alignment));
+        let zeroes = IoBuf::alloc(length(&(0..(range.end - range.start).min(most))));
+        for piece in self.pieces(range, longest) {
             let part = zeroes.slice(0..length(&piece.wanted));
             self.write_aligned(piece.wanted.start, part, flags).await?;
         }

@@ -39,3 +39,21 @@ fn the_rest_of_a_block_that_was_given_up_is_not_put_back() {
 fn what_is_given_up_before_it_writes_does_not_write() {
     assert_eq!(given_up_in(SimOp::Read), (1, 2));
 }
+
+#[test]
+fn zeroes_for_a_part_of_a_block_that_is_longer_than_a_piece() {
+    let executor = Executor::new(Clock::simulated()).unwrap();
+    let block = 2 * u32::try_from(BOUNCE_LIMIT).unwrap();
+    let limits = Limits { request_alignment: block, ..Limits::NONE };
+    let len = u64::from(block);
+    let disk = SimDisk::new(&executor, SimOptions { limits, ..SimOptions::new(len, 1) });
+    disk.fill(0, &vec![7; usize::try_from(len).unwrap()]);
+    executor.block_on(async {
+        let graph = BlockGraph::new(executor.clone());
+        let node = graph.add(None, disk.clone(), NodeOptions::default()).await.unwrap();
+        node.write_zeroes(512..len - 512, WriteFlags::NONE).await.unwrap();
+    });
+    let (content, end) = (disk.contents(), usize::try_from(len).unwrap());
+    assert!(content[..512].iter().chain(&content[end - 512..]).all(|byte| *byte == 7));
+    assert!(content[512..end - 512].iter().all(|byte| *byte == 0));
+}
