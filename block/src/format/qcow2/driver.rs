@@ -137,10 +137,14 @@ async fn at_rest<T, F>(image: &Rc<Image>, work: impl FnOnce(Edge) -> F) -> Resul
 where
     F: Future<Output = Result<T>>,
 {
-    let writable = matches!(image.condition.get(), Condition::Clean | Condition::Changed);
-    if writable {
-        image.begin_change(None).await?;
-        image.come_to_rest().await?;
+    match image.condition.get() {
+        Condition::Clean | Condition::Changed => {
+            image.begin_change(None).await?;
+            image.come_to_rest().await?;
+        }
+        // Its mark, and what was being written out, must not meet `work` in the file.
+        Condition::Corrupt => image.come_to_a_halt().await,
+        Condition::Inactive => {}
     }
     image.gate.set_stale(true);
     let result = work(image.file.clone()).await;

@@ -1,9 +1,12 @@
 //! Metadata that changes in memory by itself.
 
 use super::super::Qcow2Driver;
+use super::super::create::CreateOptions;
+use super::super::header::{Header, Incompatible};
 use super::super::image::Image;
 use super::super::map::Place;
 use super::rig::{Rig, check_but_for_leaks, open, options};
+use super::simulated::{DISK, Shape, Simulated};
 use crate::driver::WriteFlags;
 use crate::error::ErrorKind;
 use crate::{BlockNode, IoBuf};
@@ -61,4 +64,17 @@ fn what_changed_in_memory_by_itself_is_not_written() {
         assert!(kept.iter().all(|byte| *byte == 7), "{name}: what was flushed is lost");
         assert!(lost.iter().all(|byte| matches!(byte, 0 | 8)), "{name}: what was not is garbage");
     }
+}
+
+#[test]
+fn nobody_works_on_the_file_while_a_damaged_image_is_being_marked() {
+    let image = Simulated::start(1, &Shape::new(CreateOptions::new(DISK)), None);
+    image.executor.block_on(async {
+        image.node.write(0, IoBuf::from_vec(&[1; 512]), WriteFlags::NONE).await.unwrap();
+        let driver = image.node.driver::<Qcow2Driver>().unwrap();
+        drop(driver.image.corrupt("somebody found something"));
+        // Whoever changes the file by the header that it finds would have that written over.
+        let header = driver.offline(async |file| Header::load(&file).await).await.unwrap();
+        assert!(header.incompatible.contains(Incompatible::CORRUPT), "not marked yet");
+    });
 }
