@@ -33,7 +33,7 @@ pub async fn create(file: &Edge, data: Option<&Edge>, options: &CreateOptions) -
     if layout.l2_tables == 0 {
         file.write_zeroes(layout.l1()..layout.l2(), WriteFlags::NONE).await?;
     } else {
-        write_mapping(file, &layout, options.size).await?;
+        write_mapping(file, &layout, options).await?;
     }
     match data {
         Some(data) => {
@@ -143,7 +143,7 @@ fn refcount_block(geometry: Geometry, used: u64) -> Vec<u8> {
 }
 
 /// L1 and L2 tables that map the whole disk.
-async fn write_mapping(file: &Edge, layout: &Layout, size: u64) -> Result<()> {
+async fn write_mapping(file: &Edge, layout: &Layout, options: &CreateOptions) -> Result<()> {
     let geometry = layout.geometry;
     let tables: Vec<u64> = (0..layout.l2_tables)
         .map(|index| L1Entry::new(layout.l2() + (index << geometry.cluster_bits()), true).0)
@@ -153,7 +153,7 @@ async fn write_mapping(file: &Edge, layout: &Layout, size: u64) -> Result<()> {
     l1.resize(usize::try_from(whole / 8).unwrap_or(usize::MAX), 0);
     write_words(file, layout.l1(), &l1).await?;
 
-    let clusters = geometry.clusters_for(size);
+    let clusters = geometry.clusters_for(options.size);
     let mut guest = 0;
     for index in 0..layout.l2_tables {
         let mut table = vec![0; geometry.cluster_len()];
@@ -161,7 +161,7 @@ async fn write_mapping(file: &Edge, layout: &Layout, size: u64) -> Result<()> {
             let at = (guest + entry) << geometry.cluster_bits();
             let host = if geometry.has_external_data() { at } else { layout.data() + at };
             let position = usize::try_from(entry).unwrap_or(usize::MAX);
-            preallocated_entry(geometry, host)?.put(&mut table, position, geometry);
+            preallocated_entry(geometry, host, options)?.put(&mut table, position, geometry);
         }
         guest += geometry.l2_entries();
         write_at(file, layout.l2() + (index << geometry.cluster_bits()), &table).await?;
@@ -170,9 +170,10 @@ async fn write_mapping(file: &Edge, layout: &Layout, size: u64) -> Result<()> {
 }
 
 /// A cluster that is there for later writes. With subclusters none of them is allocated yet, so
-/// that a backing file still shows.
-fn preallocated_entry(geometry: Geometry, host: u64) -> Result<L2Entry> {
-    let cluster = if geometry.has_extended_l2() {
+/// that a backing file still shows. A data file that can be read by itself has none, and all that it
+/// holds shows, whatever a crash leaves of later changes of the tables.
+fn preallocated_entry(geometry: Geometry, host: u64, options: &CreateOptions) -> Result<L2Entry> {
+    let cluster = if geometry.has_extended_l2() && !options.data_file_raw {
         Cluster::Standard { host: Some(host), parts: Parts::default() }
     } else {
         Cluster::data(geometry, host)
