@@ -1,6 +1,7 @@
 //! The `copy-on-read` filter: what is read from the images below is kept in the image on top.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use serde::Deserialize;
 
@@ -8,10 +9,11 @@ use crate::buf::IoBuf;
 use crate::driver::{BlockDriver, Extent, ExtentKind, Limits, WriteFlags};
 use crate::edge::{ChildRole, Edge, EdgePerms, Perms};
 use crate::error::{Error, ErrorKind, Result};
+use crate::executor::{Carried, Executor};
 use crate::graph::BlockGraph;
 use crate::node::BlockNode;
 use crate::open::{BlockdevRef, Opening};
-use crate::ranges::RangeLocks;
+use crate::ranges::{RangeGuard, RangeLocks};
 
 /// Smallest piece that is copied, bytes.
 const MIN_UNIT: u64 = 4096;
@@ -44,6 +46,7 @@ impl CopyOnReadOptions {
 
 /// A filter that copies what is read.
 pub struct CopyOnRead {
+    executor: Executor,
     file: Edge,
     /// Keeps the lowest image whose data is copied; does nothing with it.
     bottom: Option<Edge>,
@@ -75,7 +78,8 @@ impl CopyOnRead {
         // What it writes is what would have been read anyway.
         let own = EdgePerms { needs: Perms::WRITE_UNCHANGED, shares: Perms::ALL };
         let file = graph.filter_edge_with(file, ChildRole::Filtered, own)?;
-        Ok(CopyOnRead { file, bottom, ranges: RangeLocks::new() })
+        let executor = graph.executor().clone();
+        Ok(CopyOnRead { executor, file, bottom, ranges: RangeLocks::new() })
     }
 
     /// What a piece is rounded out to.
@@ -106,18 +110,14 @@ impl CopyOnRead {
     /// Copies `range` into the top, unless a write was faster. A copy that cannot be stored is not
     /// an error: the reader gets its bytes from below as before.
     async fn copy(&self, range: Range<u64>) -> Result<()> {
-        let guard = self.ranges.lock(range.clone(), true).await;
+        let guard = Rc::new(self.ranges.lock(range.clone(), true).await);
         let mut at = range.start;
         while at < range.end {
             let (wanted, len) = self.wanted(at..range.end).await?;
             if wanted {
                 let buf = IoBuf::alloc(usize::try_from(len).unwrap_or(usize::MAX));
                 self.file.read(at, buf.clone()).await?;
-                let stored = match buf.is_zero() {
-                    true => self.file.write_zeroes(at..at + len, WriteFlags::NONE).await,
-                    false => self.file.write(at, buf, WriteFlags::NONE).await,
-                };
-                if let Err(error) = stored {
+                if let Err(error) = self.store(at, buf, &guard).await {
                     tracing::debug!("copy on read is not stored: {error}");
                     break;
                 }
@@ -126,6 +126,21 @@ impl CopyOnRead {
         }
         drop(guard);
         Ok(())
+    }
+
+    /// Writes a copy. When the reader gives it up it goes on, and keeps its range until then: it would
+    /// land on what others write there meanwhile.
+    async fn store(&self, at: u64, copy: IoBuf, guard: &Rc<RangeGuard>) -> Result<()> {
+        let (file, guard) = (self.file.clone(), Rc::clone(guard));
+        Carried::new(&self.executor, async move {
+            let stored = match copy.is_zero() {
+                true => file.write_zeroes(at..at + copy.len() as u64, WriteFlags::NONE).await,
+                false => file.write(at, copy, WriteFlags::NONE).await,
+            };
+            drop(guard);
+            stored
+        })
+        .await
     }
 
     /// Copies everything of `range` that is to be copied.

@@ -1,6 +1,8 @@
+use std::time::Duration;
+
 use super::*;
 use crate::clock::Clock;
-use crate::executor::Executor;
+use crate::executor::{Executor, within};
 use crate::node::NodeOptions;
 use crate::open::{BlockdevOptions, DriverOptions};
 use crate::testing::{
@@ -164,5 +166,22 @@ fn a_bottom_that_is_none_is_refused() {
         let node = rig.filter(None).await.unwrap();
         assert_eq!(node.backing().unwrap().name(), "middle");
         assert_eq!(node.skip_filters().name(), "top");
+    });
+}
+
+#[test]
+fn a_copy_that_was_given_up_does_not_land_on_a_later_write() {
+    run(false, async |rig| {
+        let node = rig.filter(None).await.unwrap();
+        let executor = rig.graph.executor();
+        let delay = Effect::Delay(Duration::from_millis(100));
+        rig.disks[2].inject(Fault::once(SimOp::Write, delay));
+        let read = node.read(0, IoBuf::alloc(4096));
+        assert!(within(executor, Duration::from_millis(5), read).await.is_none());
+        node.write(0, IoBuf::from_vec(&[0xee; 4096]), WriteFlags::NONE).await.unwrap();
+        executor.sleep(Duration::from_secs(1)).await;
+        let buf = IoBuf::alloc(4096);
+        node.read(0, buf.clone()).await.unwrap();
+        assert!(buf.to_vec() == [0xee; 4096], "an older copy is there");
     });
 }
