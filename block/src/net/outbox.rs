@@ -19,6 +19,8 @@ pub(crate) struct Outbox {
     heads_sent: usize,
     /// Bytes of the buffers that wait.
     body_len: usize,
+    /// Heads appended since it was last tried to send.
+    fresh: usize,
 }
 
 enum Part {
@@ -43,11 +45,17 @@ impl Outbox {
         self.heads.len() - self.heads_sent
     }
 
+    /// Heads that nobody has tried to send yet.
+    pub(crate) fn fresh(&self) -> usize {
+        self.fresh
+    }
+
     /// Appends the bytes that `write` appends.
     pub(crate) fn head(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let before = self.heads.len();
         write(&mut self.heads);
         let len = self.heads.len() - before;
+        self.fresh += usize::from(len != 0);
         match self.parts.back_mut() {
             _ if len == 0 => {}
             Some(Part::Head(last)) => *last += len,
@@ -65,6 +73,7 @@ impl Outbox {
 
     /// Sends as much as the stream takes now. `WouldBlock` if not all of it.
     pub(crate) fn send(&mut self, stream: &Stream) -> io::Result<()> {
+        self.fresh = 0;
         while !self.parts.is_empty() {
             let sent = stream.send(self)?;
             self.advance(sent);

@@ -36,7 +36,7 @@ const MAX_HEADS: usize = 1 << 20;
 /// allocated and zeroed anew.
 const KEEP_MEMORY: usize = 17 << 20;
 
-/// So many replies are sent although more requests of the batch are left: who has sent 32 works on the first
+/// So many replies, or chunks of them, are sent although more requests of the batch are left: who has sent 32 works on the first
 /// half of the replies while the second half is made, and neither has to sleep. That is half as fast again with
 /// 4 KiB requests on tmpfs.
 const SEND_AFTER: usize = 16;
@@ -54,8 +54,6 @@ pub(super) struct Connection {
     _streaming: Counted,
     stream: Stream,
     outbox: RefCell<Outbox>,
-    /// Replies in the outbox.
-    unsent: Cell<usize>,
     under_way: Cell<usize>,
     finished: Notify,
     /// The reader is working through a batch and will send what it leads to.
@@ -83,7 +81,6 @@ impl Connection {
             executor,
             stream,
             outbox: RefCell::default(),
-            unsent: Cell::new(0),
             under_way: Cell::new(0),
             finished: Notify::new(),
             reading: Cell::new(false),
@@ -160,7 +157,7 @@ impl Connection {
                 self.reading.set(true);
             }
             self.start(request, payload);
-            if self.unsent.get() >= SEND_AFTER {
+            if self.outbox.borrow().fresh() >= SEND_AFTER {
                 self.send_now();
             }
         }
@@ -190,7 +187,6 @@ impl Connection {
 
     fn answer(&self, request: &Request, outcome: Outcome) {
         reply::encode(&self.agreement, request, outcome, &mut self.outbox.borrow_mut());
-        self.unsent.set(self.unsent.get() + 1);
         self.under_way.set(self.under_way.get() - 1);
         self.finished.notify_all();
         if !self.reading.get() && !self.to_send.replace(true) {
@@ -203,17 +199,13 @@ impl Connection {
         if self.blocked.get() || self.outbox.borrow().is_empty() {
             return;
         }
-        if let Err(error) = self.try_send() {
+        let sent = self.outbox.borrow_mut().send(&self.stream);
+        if let Err(error) = sent {
             // The writer waits for room, or finds out what is wrong.
             self.blocked.set(error.kind() == io::ErrorKind::WouldBlock);
             self.to_send.set(true);
             self.wake_writer.notify_all();
         }
-    }
-
-    fn try_send(&self) -> io::Result<()> {
-        self.unsent.set(0);
-        self.outbox.borrow_mut().send(&self.stream)
     }
 
     /// Sends what the reader could not, and the replies of requests that took longer.
@@ -226,7 +218,7 @@ impl Connection {
             if self.blocked.get() && self.stream.writable().await.is_err() {
                 self.stream.shut_down();
             }
-            let sent = self.try_send();
+            let sent = self.outbox.borrow_mut().send(&self.stream);
             self.finished.notify_all();
             match sent {
                 Ok(()) => self.blocked.set(false),

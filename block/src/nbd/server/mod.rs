@@ -305,3 +305,7 @@ mod wire_tests;
 #[cfg(test)]
 #[path = "extended_tests.rs"]
 mod extended_tests;
+
+#[cfg(test)]
+#[path = "batch_tests.rs"]
+mod batch_tests;

@@ -17,7 +17,7 @@ const LEN: u64 = 4 << 20;
 /// What is no zero on the disk: its last 64 KiB but one, and 1 MiB in its middle.
 const DATA: [std::ops::Range<u64>; 2] = [1 << 20..2 << 20, LEN - 131_072..LEN - 65_536];
 
-const READ: u16 = 0;
+pub(super) const READ: u16 = 0;
 const WRITE: u16 = 1;
 const TRIM: u16 = 4;
 const ZEROES: u16 = 6;
@@ -49,7 +49,7 @@ pub(super) struct Wire {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Reply {
+pub(super) enum Reply {
     Simple { error: u32, cookie: u64 },
     Chunk { flags: u16, kind: u16, cookie: u64, payload: Vec<u8> },
 }
@@ -63,7 +63,7 @@ pub(super) fn long(bytes: &[u8]) -> u64 {
 }
 
 impl Wire {
-    fn connect(path: &Path, export: &str) -> Wire {
+    pub(super) fn connect(path: &Path, export: &str) -> Wire {
         Wire::connect_with(path, export, 8)
     }
 
@@ -117,7 +117,7 @@ impl Wire {
         self.stream.write_all(&bytes).unwrap();
     }
 
-    fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u64) -> Vec<u8> {
+    pub(super) fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u64) -> Vec<u8> {
         let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
         bytes.extend([flags.to_be_bytes(), command.to_be_bytes()].concat());
         bytes.extend([cookie.to_be_bytes(), offset.to_be_bytes()].concat());
@@ -128,7 +128,7 @@ impl Wire {
         bytes
     }
 
-    fn reply(&mut self) -> Reply {
+    pub(super) fn reply(&mut self) -> Reply {
         match word(&self.take(4)) {
             0x6744_6698 => {
                 let rest = self.take(12);
