@@ -115,6 +115,7 @@ impl BlockDriver for Rc<Strict> {
     }
     async fn resize(&self, len: u64) -> Result<()> {
         self.bytes.borrow_mut().resize(len as usize, 0);
+        self.pause().await;
         if self.fail_writes.get() {
             return Err(Error::from_errno(libc::ENOSPC, "full"));
         }
@@ -362,6 +363,25 @@ fn a_length_that_changed_is_followed_even_if_the_driver_fails_afterwards() {
     driver.fail_writes.set(true);
     let error = executor.block_on(node.resize(16384)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
+    assert_eq!(node.len(), 16384);
+    assert_eq!(bitmap.bits.borrow().len(), 16384);
+    assert_eq!(bitmap.bits.borrow().dirty_bytes(), 8192);
+}
+
+#[test]
+fn a_length_that_changed_is_followed_even_if_nobody_waits_for_the_rest() {
+    let (executor, node, _driver) = node(8192, limits(512, 512, u64::MAX), NodeOptions::default());
+    let bitmap = AttachedBitmap::new(None, DirtyBitmap::new(8192, 4096).unwrap());
+    node.attach_bitmap(bitmap.clone());
+    executor.block_on(async {
+        let mut resize = Box::pin(node.resize(16384));
+        let pending = std::future::poll_fn(|cx| {
+            std::task::Poll::Ready(resize.as_mut().poll(cx).is_pending())
+        });
+        assert!(pending.await);
+        assert_eq!(bitmap.bits.borrow().len(), 8192);
+        drop(resize);
+    });
     assert_eq!(node.len(), 16384);
     assert_eq!(bitmap.bits.borrow().len(), 16384);
     assert_eq!(bitmap.bits.borrow().dirty_bytes(), 8192);

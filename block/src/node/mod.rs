@@ -292,11 +292,10 @@ impl BlockNode {
 
     async fn change_length<T>(&self, change: LocalBoxFuture<'_, Result<T>>) -> Result<T> {
         self.check_writable("resize")?;
-        let old = self.len();
+        // Also who gives the change up half way: the driver may have another length by then.
+        let followed = Followed { node: self, old: self.len() };
         let changed = change.await;
-        if self.len() != old {
-            self.follow_length(old);
-        }
+        drop(followed);
         changed.map_err(|error| self.explain(error, "resize"))
     }
 
@@ -433,6 +432,20 @@ pub(crate) fn check_owned_together(
     let (child, role, parent) = (child.name(), role.name(), parent.name());
     let text = format!("Inactive '{child}' can't be a {role} child of active '{parent}'");
     Err(Error::new(ErrorKind::Inactive, text))
+}
+
+/// A change of the length under way: at its end, whichever that is, everything that goes by the length hears of it.
+struct Followed<'a> {
+    node: &'a BlockNode,
+    old: u64,
+}
+
+impl Drop for Followed<'_> {
+    fn drop(&mut self) {
+        if self.node.len() != self.old {
+            self.node.follow_length(self.old);
+        }
+    }
 }
 
 /// A request under way: counts it at its end, and marks bitmaps if it may have changed anything.
