@@ -132,20 +132,23 @@ impl Link {
         loop {
             let ready = || self.over.get() || !self.outbox.borrow().is_empty();
             self.wake_writer.wait_until(ready).await;
-            if self.over.get() {
-                return;
-            }
-            let sent = self.outbox.borrow_mut().send(&self.stream);
-            let ended = match sent {
-                Ok(()) => false,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.writable().await.is_err()
+            // An empty queue is not the end of it: TLS may hold what it has encrypted.
+            loop {
+                if self.over.get() {
+                    return;
                 }
-                Err(_) => true,
-            };
-            if ended {
-                // The reader sees the end too and says what it was.
-                return self.shut_down();
+                let sent = self.outbox.borrow_mut().send(&self.stream);
+                let ended = match sent {
+                    Ok(()) => break,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.stream.writable().await.is_err()
+                    }
+                    Err(_) => true,
+                };
+                if ended {
+                    // The reader sees the end too and says what it was.
+                    return self.shut_down();
+                }
             }
         }
     }

@@ -353,6 +353,10 @@ mod tests;
 mod peer_tests;
 
 #[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tls_tests;
+
+#[cfg(test)]
 #[path = "data_tests.rs"]
 mod data_tests;
 

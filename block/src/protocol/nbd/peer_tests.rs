@@ -30,12 +30,12 @@ impl Drop for Peer {
     }
 }
 
-fn text(path: &Path) -> String {
+pub(super) fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
 /// A folder with a disk of that length full of pseudo-random data, and a name for a socket.
-fn folder(len: usize) -> (tempfile::TempDir, String, String) {
+pub(super) fn folder(len: usize) -> (tempfile::TempDir, String, String) {
     let folder = tempfile::tempdir().unwrap();
     let (disk, socket) = (text(&folder.path().join("disk")), text(&folder.path().join("socket")));
     let mut random = crate::testing::Rng::new(1);
@@ -56,7 +56,7 @@ fn with_client(options: NbdOptions, test: impl AsyncFnOnce(&Executor, BlockNode)
     });
 }
 
-fn at(socket: &str, export: &str) -> NbdOptions {
+pub(super) fn at(socket: &str, export: &str) -> NbdOptions {
     let export = Some(export.to_owned()).filter(|name| !name.is_empty());
     NbdOptions::new(SocketAddress::unix(socket), export)
 }
@@ -208,7 +208,12 @@ fn a_killed_server_is_reconnected_to() {
 }
 
 /// Our server over a file, in a thread of its own; `test` gets the name of the export.
-fn with_server(disk: &str, address: SocketAddress, tls: Option<&str>, test: impl FnOnce(String)) {
+pub(super) fn with_server(
+    disk: &str,
+    address: SocketAddress,
+    tls: Option<&str>,
+    test: impl FnOnce(String),
+) {
     let thread = IoThread::spawn("server", IoThreadOptions::default()).unwrap();
     let handle = thread.handle();
     let (disk, tls) = (disk.to_owned(), tls.map(str::to_owned));
@@ -311,7 +316,7 @@ fn we_serve_over_tcp() {
 }
 
 /// An authority and what it signed, for both sides, in the layout that QEMU has.
-fn certificates(folder: &Path) {
+pub(super) fn certificates(folder: &Path) {
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
     let authority = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -330,7 +335,11 @@ fn certificates(folder: &Path) {
     }
 }
 
-fn with_tls_client(dir: &str, options: NbdOptions, test: impl AsyncFnOnce(&Executor, BlockNode)) {
+pub(super) fn with_tls_client(
+    dir: &str,
+    options: NbdOptions,
+    test: impl AsyncFnOnce(&Executor, BlockNode),
+) {
     let executor = Executor::new(Clock::real()).unwrap();
     let graph = BlockGraph::new(executor.clone());
     executor.block_on(async {
