@@ -168,6 +168,25 @@ fn when_old_content_cannot_be_saved_the_write_fails_or_the_snapshot_ends() {
 }
 
 #[test]
+fn who_reads_a_snapshot_while_it_breaks_is_told_so() {
+    run(false, async |rig| {
+        let policy = Some(OnCbwError::BreakSnapshot);
+        let node = rig.filter(Rig::options(policy, None)).await.unwrap();
+        let snapshot = rig.snapshot().await;
+        let second = Duration::from_secs(1);
+        let slow = Fault::once(SimOp::Read, Effect::Delay(second)).within(131_072..196_608);
+        rig.source.inject(slow);
+        rig.target.inject(Fault::every(SimOp::Write, Effect::Fail(ErrorKind::NoSpace)));
+        let reader = rig.graph.executor().spawn(async move { read(&snapshot, 131_072, 512).await });
+        rig.graph.executor().sleep(second / 2).await;
+        // This breaks the snapshot, and the next is held up by nobody.
+        write(&node, 0, 1).await.unwrap();
+        write(&node, 131_072, 2).await.unwrap();
+        assert_eq!(reader.await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    });
+}
+
+#[test]
 fn a_target_that_hangs_counts_as_failed_in_time() {
     run(false, async |rig| {
         let policy = Some(OnCbwError::BreakSnapshot);

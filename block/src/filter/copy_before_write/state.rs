@@ -222,6 +222,8 @@ impl State {
                     continue;
                 }
                 source.read(piece.start, slice(&piece)).await?;
+                // Once the snapshot is broken, writes wait for nobody any more.
+                self.check(&piece)?;
                 drop(guard);
             }
             rest.start = piece.end;
