@@ -1,6 +1,7 @@
 //! `create`: a new image.
 
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 
 use clap::Args;
 use ferry_block::format::qcow2;
@@ -173,6 +174,9 @@ async fn create_raw(session: &Session, new: &New<'_>) -> Result<bool> {
         let hint = hint.map(|hint| format!(" extent_size_hint={hint}")).unwrap_or_default();
         print(format!("Formatting '{}', fmt=raw size={size}{hint}", new.name))?;
     }
+    if preallocation == Preallocation::Metadata {
+        return Err(Failure::new("Unsupported preallocation mode 'metadata'"));
+    }
     let Place { image: file, is_empty } = place(session, new.name, hint).await?;
     let size = size.next_multiple_of(SECTOR);
     if is_empty || size > file.len() {
@@ -180,9 +184,6 @@ async fn create_raw(session: &Session, new: &New<'_>) -> Result<bool> {
     } else {
         // Nobody shall find the header of an image that was there.
         file.root.write_zeroes(0..SECTOR.min(size), WriteFlags::NONE).await?;
-    }
-    if preallocation == Preallocation::Metadata {
-        return Err(Failure::new("Unsupported preallocation mode 'metadata'"));
     }
     take_space(&file.root, 0..size, preallocation).await?;
     session.forget(file);
@@ -231,6 +232,15 @@ async fn create_qcow2(session: &Session, new: &New<'_>) -> Result<bool> {
         }
         _ => None,
     };
+    if let Some(file) = &options.backing_file {
+        let below = beside(new.name, file);
+        for name in std::iter::once(new.name).chain(options.data_file.as_deref()) {
+            if is_same_file(name, &below) {
+                let text = "Trying to create an image with the same filename as the backing file";
+                return Err(Failure::new(format!("Error: {text}")));
+            }
+        }
+    }
     let size = qcow2.size.or(below);
     let size = size.ok_or_else(|| Failure::new("Image creation needs a size parameter"))?;
     qcow2.options.size = size.next_multiple_of(SECTOR);
@@ -253,6 +263,16 @@ async fn create_qcow2(session: &Session, new: &New<'_>) -> Result<bool> {
         session.forget(place.image);
     }
     Ok(is_zero)
+}
+
+/// Whether both names are those of one file of the host, however they are written: a new image in the place
+/// of the one below it would be the end of that.
+fn is_same_file(one: &str, other: &str) -> bool {
+    let file = |name: &str| match Location::parse(name) {
+        Ok(Location::File(path)) => std::fs::metadata(path).ok().map(|it| (it.dev(), it.ino())),
+        _ => None,
+    };
+    one == other || file(one).is_some_and(|found| file(other) == Some(found))
 }
 
 /// Bytes of the disk in an image that is to lie below another. It may be in use: who takes a snapshot of

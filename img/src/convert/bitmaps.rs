@@ -40,6 +40,18 @@ pub(super) async fn load(sources: &[Image], skip_broken: bool) -> Result<Vec<Nam
     Ok(bitmaps)
 }
 
+/// Refuses those of a disk of another length: a target that was there already may be longer.
+pub(super) fn check(bitmaps: &[Named], len: u64) -> Result<()> {
+    let Some((name, bits)) = bitmaps.iter().find(|(_, bits)| bits.len() != len) else {
+        return Ok(());
+    };
+    Err(Failure::new(format!(
+        "Failed to populate bitmap {name}: Bitmaps are of different sizes (destination size is {len}, \
+         source size is {}) and can't be merged",
+        bits.len()
+    )))
+}
+
 /// Gives them to the target, once everything else is there: it stores them when it is closed.
 pub(super) fn store(session: &Session, bitmaps: Vec<Named>, target: &Image) -> Result<()> {
     if target.node.driver::<Qcow2Driver>().is_none() {

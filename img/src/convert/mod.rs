@@ -138,6 +138,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
                 target.name
             )));
         }
+        bitmaps::check(&bitmaps, target.len())?;
         let base = sources.first().filter(|_| layered).and_then(|source| base(source, &target));
         let copy = Copy {
             sources: sources.iter().map(|image| Source::new(image, base.clone())).collect(),

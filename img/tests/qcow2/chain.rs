@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use serde_json::Value;
 
 use super::chain;
-use super::rig::Rig;
+use super::rig::{OURS, Rig};
 
 #[test]
 fn lengths_change_as_qemu_img_changes_them() {
@@ -133,6 +133,32 @@ fn zeroes_stay_zeroes_when_an_image_is_put_below() {
         rig.qemu_img("check long.qcow2");
         rig.same_content("before.raw", "long.qcow2");
     }
+}
+
+#[test]
+fn an_image_is_not_made_in_the_place_of_the_one_below_it() {
+    let Some(rig) = Rig::empty() else { return };
+    rig.qemu_img("create -q -f qcow2 a.qcow2 4M");
+    rig.qemu_io("a.qcow2", &["write -P 1 0 1M"]);
+    fs::create_dir(rig.path("d")).unwrap();
+    std::os::unix::fs::symlink("../a.qcow2", rig.path("d/link")).unwrap();
+    let before = fs::read(rig.path("a.qcow2")).unwrap();
+    for arguments in [
+        "create -f qcow2 -b a.qcow2 -F qcow2 a.qcow2",
+        "create -f qcow2 -b ./a.qcow2 -F raw a.qcow2",
+        "create -f qcow2 -b ../a.qcow2 -F qcow2 d/link",
+        "create -f qcow2 -u -b a.qcow2 -F qcow2 a.qcow2 4M",
+        "create -f qcow2 -o data_file=a.qcow2 -b d/link -F qcow2 b.qcow2",
+        "convert -f raw -O qcow2 -B a.qcow2 -F qcow2 d/link a.qcow2",
+    ] {
+        let refused = rig.run(OURS, arguments);
+        assert_eq!(refused.status.code(), Some(1), "{arguments}: {refused:?}");
+        assert!(fs::read(rig.path("a.qcow2")).unwrap() == before, "{arguments}");
+    }
+    rig.both("create -q -f qcow2 -b a.qcow2 -F qcow2 a.qcow2");
+    // What cannot be done is refused before the old content is lost.
+    assert!(!rig.run(OURS, "create -f raw -o preallocation=metadata a.qcow2 1M").status.success());
+    assert!(fs::read(rig.path("a.qcow2")).unwrap() == before);
 }
 
 #[test]

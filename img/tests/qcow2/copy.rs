@@ -130,6 +130,22 @@ fn bitmaps_are_measured_and_broken_ones_left_out() {
 }
 
 #[test]
+fn bitmaps_go_to_a_target_of_their_length_only() {
+    let Some(rig) = Rig::empty() else { return };
+    rig.qemu_img("create -q -f qcow2 a.qcow2 4M");
+    rig.qemu_img("bitmap --add a.qcow2 b0");
+    for (size, status) in [("4M", 0), ("5M", 1)] {
+        for program in [OURS, "qemu-img"] {
+            rig.qemu_img(&format!("create -q -f qcow2 o.qcow2 {size}"));
+            let copied = rig.run(program, "convert -n --bitmaps -O qcow2 a.qcow2 o.qcow2");
+            assert_eq!(copied.status.code(), Some(status), "{program}: {copied:?}");
+            let said = String::from_utf8_lossy(&copied.stderr).into_owned();
+            assert_eq!(said.contains("Bitmaps are of different sizes"), status == 1, "{said}");
+        }
+    }
+}
+
+#[test]
 fn a_target_without_holes_has_none() {
     let Some(rig) = Rig::empty() else { return };
     rig.qemu_img("create -q -f qcow2 empty.qcow2 1M");
