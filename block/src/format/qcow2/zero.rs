@@ -160,7 +160,9 @@ impl Image {
         while at < range.end {
             let mapping = self.find(at, range.end - at).await?;
             let is_zero = match mapping.what {
-                What::Zero => !self.header.borrow().is_data_file_raw(),
+                // Others read the data file by itself, whatever the tables say.
+                What::Zero | What::Absent if self.header.borrow().is_data_file_raw() => false,
+                What::Zero => true,
                 What::Absent => self.fix_zeroes(at..at + mapping.len).await?,
                 _ => false,
             };
