@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::state::Mirror;
 use crate::backend::{BlockBackend, Pass};
 use crate::driver::{Extent, ExtentKind, WriteFlags};
-use crate::edge::{ChildRole, Edge};
+use crate::edge::Edge;
 use crate::error::{Error, Result};
 use crate::job::IoOperation;
 use crate::ranges::RangeGuard;
@@ -91,9 +91,10 @@ async fn source_extent(mirror: &Mirror, range: Range<u64>, io: &Passes) -> Exten
     }
 }
 
-/// Whether `root`'s node shows another below where it has nothing.
+/// Whether another layer shows where `root`'s node has nothing. A filter, and `raw`, says of itself what the
+/// node below it says, and so it has what that one has.
 pub(super) fn has_backing(root: &BlockBackend) -> bool {
-    root.node().children().iter().any(|child| child.role() == ChildRole::Backing)
+    root.node().backing().is_some()
 }
 
 async fn copy_data(

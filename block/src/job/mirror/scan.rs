@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use super::state::Mirror;
 use super::{SyncMode, copy};
-use crate::driver::{Extent, ExtentKind};
+use crate::driver::{BlockDriver, Extent, ExtentKind};
 use crate::error::Result;
+use crate::format::raw::RawDriver;
 
 /// Looks at so many bytes of a disk at a time, so that pauses and cancels are heard.
 const STEP: u64 = 1 << 30;
@@ -15,27 +16,28 @@ pub(super) async fn find_dirty(mirror: &Mirror) {
     mark_target_data(mirror).await;
     match mirror.options.sync {
         SyncMode::None | SyncMode::Incremental | SyncMode::Bitmap => {}
-        SyncMode::Full => scan_source(mirror, |_| true).await,
-        SyncMode::Top => scan_source(mirror, |kind| kind != ExtentKind::Absent).await,
+        SyncMode::Top if is_layer(mirror) => mark_own(mirror).await,
+        SyncMode::Full | SyncMode::Top => mirror.bitmap.bits.borrow_mut().mark_all(),
     }
     mirror.show_progress();
 }
 
-/// Marks what the source holds and `wanted` takes. What cannot be asked about is copied.
-async fn scan_source(mirror: &Mirror, wanted: impl Fn(ExtentKind) -> bool) {
+/// Whether the source, or what its filters stand over, is an image over another. If not, everything is in
+/// this layer, allocated or not. What `raw` shows has no layers for those who use it, as in QEMU.
+fn is_layer(mirror: &Mirror) -> bool {
+    let top = mirror.source.node().skip_filters();
+    top.format() != RawDriver::FORMAT && top.backing().is_some()
+}
+
+/// Marks what the topmost layer of the source holds. What cannot be asked about is copied.
+async fn mark_own(mirror: &Mirror) {
     let len = mirror.source.len();
-    // Nothing is below: everything is in this layer, allocated or not.
-    let everything = !copy::has_backing(&mirror.source);
     let mut at = 0;
     while at < len {
         pause(mirror).await;
         let step = at..len.min(at + STEP);
-        let extent = if everything {
-            Extent { kind: ExtentKind::Data, len: step.end - at }
-        } else {
-            ask(mirror.source.map(step.clone()).await, &step)
-        };
-        if everything || wanted(extent.kind) {
+        let extent = ask(mirror.source.map(step.clone()).await, &step);
+        if extent.kind != ExtentKind::Absent {
             mirror.bitmap.bits.borrow_mut().mark(at..at + extent.len);
         }
         at += extent.len;

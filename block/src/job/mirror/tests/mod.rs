@@ -2,6 +2,7 @@
 
 mod errors;
 mod files;
+mod layers;
 mod lifecycle;
 mod rig;
 mod rules;
