@@ -295,3 +295,20 @@ fn extra_data_of_snapshots_that_nobody_reads_is_cut_off_as_qemu_cuts_it() {
     rig.qemu_img(&["snapshot", "-a", "one", "a"]);
     rig.qemu_io("a", &["read -P 1 0 1M"]);
 }
+
+/// Clusters of bitmaps that nobody can find are in use all the same.
+#[test]
+fn nothing_is_freed_while_it_is_not_known_what_bitmaps_have() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    lived_in(&rig, "compat=1.1", Version::V3);
+    let mut bytes = rig.bytes("a");
+    let directory = Header::parse(&bytes).unwrap().bitmaps().unwrap().directory_offset;
+    // The first letter of its name.
+    bytes[usize::try_from(directory).unwrap() + 24] = 0xff;
+    rig.set_bytes("a", &bytes);
+    for repair in [Repair::Leaks, Repair::All] {
+        let report = checked(&rig, "a", Some(repair));
+        assert_eq!(report.check_errors, 1, "{:?}", report.messages);
+        assert!(rig.bytes("a") == bytes, "{repair:?} has changed something");
+    }
+}

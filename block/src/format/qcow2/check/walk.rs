@@ -159,7 +159,8 @@ impl<'a> Walk<'a> {
         let directory = match load_directory(self.file, extension, self.geometry).await {
             Ok(directory) => directory,
             Err(error) if error.kind() == ErrorKind::Corrupt => {
-                self.report.corrupt(format!("bitmap directory: {error}"));
+                // What is not known to be theirs would be freed as nobody's.
+                self.report.fail(format!("failed to read the bitmap directory: {error}"));
                 return Ok(());
             }
             Err(error) => return Err(error),
