@@ -143,3 +143,30 @@ fn a_table_that_is_nowhere_keeps_an_image_from_version_2() {
         assert_eq!(rig.bytes("a"), bytes);
     }
 }
+
+/// A cluster that was shared with something that is gone has leaked a reference.
+#[test]
+fn a_new_width_finds_out_who_is_the_only_one() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    rig.create("a", &CreateOptions::new(8 << 20));
+    rig.qemu_io("a", &["write -P 1 0 64k"]);
+    let mut bytes = rig.bytes("a");
+    let header = Header::parse(&bytes).unwrap();
+    let word = |bytes: &[u8], at: u64| {
+        let at = usize::try_from(at).unwrap();
+        u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) & 0x00ff_ffff_ffff_fe00
+    };
+    let l2 = word(&bytes, header.l1.offset);
+    let cluster = word(&bytes, l2) >> header.geometry.cluster_bits();
+    let block = word(&bytes, header.refcount_table_offset);
+    bytes[usize::try_from(l2).unwrap()] &= 0x7f;
+    bytes[usize::try_from(block + cluster * 2).unwrap() + 1] = 2;
+    rig.set_bytes("a", &bytes);
+    let found = rig.qemu_check("a");
+    assert_eq!((found.number("corruptions"), found.number("leaks")), (0, 1), "{}", found.json);
+    for refcount_bits in [8, 16] {
+        let refcount_bits = Some(refcount_bits);
+        amended(&rig, &AmendOptions { refcount_bits, ..AmendOptions::default() }).unwrap();
+        rig.assert_clean("a");
+    }
+}

@@ -90,7 +90,9 @@ pub(super) async fn change_width(file: &Edge, header: &Header) -> Result<()> {
         let context = "the image is damaged: repair it first";
         return Err(Error::new(ErrorKind::Corrupt, context));
     }
-    rebuild::rebuild(&walk).await?;
+    let header = rebuild::rebuild(&walk).await?;
+    // Clusters that had leaked references have only one now, which their entries do not say yet.
+    examine(file, &header, Fix::All).await?;
     Ok(())
 }
 
