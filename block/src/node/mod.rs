@@ -279,7 +279,7 @@ impl BlockNode {
     /// # Errors
     /// Those of the driver, which may have changed the length before it failed.
     pub async fn resize(&self, len: u64) -> Result<()> {
-        self.change_length(self.0.driver.resize(len)).await
+        self.change_length(len, self.0.driver.resize(len)).await
     }
 
     /// Makes it longer, at least `len` bytes; see [`BlockDriver::grow`].
@@ -287,13 +287,13 @@ impl BlockNode {
     /// # Errors
     /// Those of the driver, which may have changed the length before it failed.
     pub async fn grow(&self, len: u64) -> Result<ExtentKind> {
-        self.change_length(self.0.driver.grow(len)).await
+        self.change_length(len, self.0.driver.grow(len)).await
     }
 
-    async fn change_length<T>(&self, change: LocalBoxFuture<'_, Result<T>>) -> Result<T> {
+    async fn change_length<T>(&self, to: u64, change: LocalBoxFuture<'_, Result<T>>) -> Result<T> {
         self.check_writable("resize")?;
         // Also who gives the change up half way: the driver may have another length by then.
-        let followed = Followed { node: self, old: self.len() };
+        let followed = Followed { node: self, old: self.len(), to };
         let changed = change.await;
         drop(followed);
         changed.map_err(|error| self.explain(error, "resize"))
@@ -310,6 +310,10 @@ impl BlockNode {
             node.0.driver.refresh().await?;
         }
         Ok(())
+    }
+
+    fn record(&self, range: Range<u64>) {
+        self.0.bitmaps.borrow().iter().for_each(|it| it.bits.borrow_mut().record(range.clone()));
     }
 
     /// Sees to everything that goes by the length, which was `old`.
@@ -438,6 +442,7 @@ pub(crate) fn check_owned_together(
 struct Followed<'a> {
     node: &'a BlockNode,
     old: u64,
+    to: u64,
 }
 
 impl Drop for Followed<'_> {
@@ -445,6 +450,8 @@ impl Drop for Followed<'_> {
         if self.node.len() != self.old {
             self.node.follow_length(self.old);
         }
+        // What was to go and is there still may have lost what it held.
+        self.node.record(self.to..self.node.len());
     }
 }
 
@@ -476,9 +483,7 @@ impl Drop for Op<'_> {
         inner.counters.count(self.kind, self.end, self.end - self.start, ns, self.done);
         if matches!(self.kind, OpKind::Write | OpKind::Discard) {
             // Also when it failed or was given up: nobody knows how much of it has landed.
-            for bitmap in inner.bitmaps.borrow().iter() {
-                bitmap.bits.borrow_mut().record(self.start..self.end);
-            }
+            self.node.record(self.start..self.end);
         }
     }
 }

@@ -341,3 +341,23 @@ fn a_corrupt_image_that_was_given_up_is_not_written_any_more() {
         flush.await;
     });
 }
+
+/// What was to be cut off is gone already when the length could not be changed.
+#[test]
+fn bitmaps_know_of_the_end_of_a_disk_that_could_not_become_shorter() {
+    let create = CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) };
+    let image = Simulated::start(1, &Shape::new(create), None);
+    image.executor.block_on(async {
+        let (name, granularity) = ("b".to_owned(), Some(4096));
+        let options = BitmapOptions { name, granularity, persistent: false, disabled: false };
+        image.graph.add_bitmap("disk", &options).unwrap().commit();
+        let ones = IoBuf::from_vec(&[1; 4096]);
+        image.node.write(DISK - 4096, ones, WriteFlags::NONE).await.unwrap();
+        image.graph.clear_bitmap("disk", "b").unwrap().commit();
+        image.disk.inject(Fault::once(SimOp::Flush, Effect::Fail(ErrorKind::Io)));
+        image.node.resize(DISK / 2).await.unwrap_err();
+        assert_eq!(image.node.len(), DISK);
+        let bits = image.graph.find_bitmap("disk", "b").unwrap().1.bits.borrow().clone();
+        assert_eq!(bits.next_dirty(0, u64::MAX), Some(DISK / 2..DISK));
+    });
+}
