@@ -5,6 +5,8 @@
 //! so and the caller loads it first. Entries change under the lock of their guest cluster (see
 //! `write`), each change at once for everybody; in the file it appears with the next flush.
 
+use std::ops::Range;
+
 use super::cache::SliceCache;
 use super::entry::{Cluster, Compressed, L1Entry, L2Entry};
 use super::frees::Why;
@@ -277,7 +279,7 @@ impl Image {
             self.regions.remove(old);
         } else if !run.zero {
             self.check_overlap(&range, Some(Kind::ActiveL2))?;
-            if let Err(error) = self.file.write_zeroes(range, WriteFlags::NONE).await {
+            if let Err(error) = self.empty_table(range).await {
                 self.frees.push_clusters(run.host, cluster, Why::Other);
                 return Err(error);
             }
@@ -287,6 +289,12 @@ impl Image {
         self.map.l1.set(index, entry.0)?;
         drop(guard);
         Ok(())
+    }
+
+    async fn empty_table(&self, range: Range<u64>) -> Result<()> {
+        // A file may end within its last cluster.
+        self.reserve_file(range.end).await?;
+        self.file.write_zeroes(range, WriteFlags::NONE).await
     }
 
     async fn copy_table(&self, from: u64, to: u64) -> Result<()> {

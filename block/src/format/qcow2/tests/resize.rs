@@ -1,7 +1,9 @@
-//! The end of the disk: changes of its length, and of what is in its last clusters.
+//! The end of the disk: changes of its length, and of what is in its last clusters; and a file that ends within one.
 
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
+use super::super::Qcow2Options;
 use super::rig::{Rig, check, open, options};
 use crate::{ErrorKind, IoBuf, WriteFlags};
 
@@ -160,4 +162,26 @@ fn a_write_to_zeroes_at_the_end_makes_no_data_file_longer_than_the_disk() {
         assert_eq!(std::fs::metadata(&data).unwrap().len(), 1001 * KIB);
         rig.qemu_io(&path, &["read -P 0 960k 40k", "read -P 5 1000k 512", "read -P 0 1024512 512"]);
     }
+}
+
+/// The last cluster of the file is the first that is given out again, to a table.
+#[test]
+fn a_table_fits_where_the_file_ends_within_a_cluster() {
+    let Some(rig) = Rig::new() else { return };
+    let path = rig.create("image.qcow2", "cluster_size=4k", "16M");
+    rig.qemu_io(&path, &["write -P 5 0 4k"]);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 2048).unwrap();
+    let options = Qcow2Options { pass_discard_request: Some(false), ..options(&path) };
+    let image = open(options);
+    image.on(async |node| {
+        node.discard(0..4096).await.unwrap();
+        node.flush().await.unwrap();
+        image.executor.sleep(Duration::from_millis(20)).await;
+        let fives = IoBuf::from_vec(&[5; 4096]);
+        node.write(8 * MIB, fives, WriteFlags::NONE).await.unwrap();
+    });
+    image.close();
+    rig.qemu_io(&path, &["read -P 0 0 4k", "read -P 5 8M 4k", "read -P 0 8196k 4k"]);
+    check(&path);
 }
