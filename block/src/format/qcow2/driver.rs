@@ -114,8 +114,8 @@ impl Qcow2Driver {
     /// come meanwhile wait. Once begun it goes on to its end, also when the caller gives it up.
     ///
     /// # Errors
-    /// Those of `work`, and of writing the image out. After a failure the file is read
-    /// anew just the same.
+    /// Those of `work`, and of writing the image out; `Inactive` if it is not ours. After a failure
+    /// the file is read anew just the same.
     pub async fn offline<T: 'static, F>(&self, work: impl FnOnce(Edge) -> F + 'static) -> Result<T>
     where
         F: Future<Output = Result<T>> + 'static,
@@ -137,14 +137,13 @@ async fn at_rest<T, F>(image: &Rc<Image>, work: impl FnOnce(Edge) -> F) -> Resul
 where
     F: Future<Output = Result<T>>,
 {
-    match image.condition.get() {
-        Condition::Clean | Condition::Changed => {
-            image.begin_change(None).await?;
-            image.come_to_rest().await?;
-        }
+    if image.condition.get() == Condition::Corrupt {
         // Its mark, and what was being written out, must not meet `work` in the file.
-        Condition::Corrupt => image.come_to_a_halt().await,
-        Condition::Inactive => {}
+        image.come_to_a_halt().await;
+    } else {
+        // Refused if it was given up while this waited for the gate: by now somebody else may own it.
+        image.begin_change(None).await?;
+        image.come_to_rest().await?;
     }
     image.gate.set_stale(true);
     let result = work(image.file.clone()).await;
@@ -220,7 +219,12 @@ impl Qcow2Driver {
                 bitmaps.iter().map(|(name, bits)| ToStore::Bits { name, bits }).collect();
             store_bitmaps(&file, &bitmaps).await
         };
-        self.offline(store).await
+        let stored = self.offline(store).await;
+        match self.image.condition.get() {
+            // Somebody else has given it up meanwhile, and has stored them before.
+            Condition::Inactive => Ok(()),
+            _ => stored,
+        }
     }
 }
 

@@ -221,10 +221,11 @@ impl Image {
     /// Waits until no request is under way, and keeps new ones off.
     pub(super) async fn close(&self) -> Result<Closed> {
         let closed = self.gate.close().await;
-        if self.gate.is_stale() {
-            self.reread().await?;
+        if !self.gate.is_stale() {
+            return Ok(closed);
         }
-        Ok(closed)
+        // That may repair the image, which nobody must meet half way.
+        self.run(|image| async move { image.reread().await.map(|()| closed) }).await
     }
 
     /// Begins a request that changes something. While it waited for the gate the image may have come to

@@ -88,18 +88,25 @@ impl Image {
 
     /// Takes the image over: believes nothing that was read before, and makes it writable.
     pub(super) async fn activate(&self, only_if: Option<u64>) -> Result<()> {
-        let closed = self.gate.close().await;
-        self.reload().await?;
-        if let Some(expected) = only_if {
-            self.check_mark(expected)?;
-        }
-        if !self.read_only.get() {
-            self.make_writable().await?;
-            self.condition.set(Condition::Clean);
-        }
-        self.gate.set_stale(false);
-        drop(closed);
-        Ok(())
+        self.run(move |image| async move {
+            let closed = image.gate.close().await;
+            if image.condition.get() == Condition::Changed {
+                // It is ours already, and the file has not everything yet.
+                return Ok(());
+            }
+            image.reload().await?;
+            if let Some(expected) = only_if {
+                image.check_mark(expected)?;
+            }
+            if !image.read_only.get() {
+                image.make_writable().await?;
+                image.condition.set(Condition::Clean);
+            }
+            image.gate.set_stale(false);
+            drop(closed);
+            Ok(())
+        })
+        .await
     }
 
     fn check_mark(&self, expected: u64) -> Result<()> {

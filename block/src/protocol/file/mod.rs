@@ -387,6 +387,8 @@ impl BlockDriver for FileDriver {
         self.io.file().quiet().await;
         if !self.mode.read_only {
             self.flush().await?;
+            // Those too that they began while they were under way.
+            self.io.file().quiet().await;
         }
         self.lock(EdgePerms::IDLE)?;
         self.active.set(false);

@@ -9,6 +9,7 @@ mod history;
 mod interop;
 mod kill;
 mod owner;
+mod raced;
 mod random;
 mod resize;
 mod rig;

@@ -1,0 +1,123 @@
+//! Requests, and what is done to the image as a whole, that meet: who waited for the other finds another image than the
+//! one he came for.
+
+use std::time::Duration;
+
+use super::super::Qcow2Driver;
+use super::super::container::{read_words, write_at};
+use super::super::create::CreateOptions;
+use super::super::header::{Header, Incompatible};
+use super::super::snapshot::{Moment, create_snapshot};
+use super::simulated::{DISK, Shape, Simulated};
+use crate::buf::IoBuf;
+use crate::driver::{BlockDriver, WriteFlags};
+use crate::edge::Edge;
+use crate::error::{ErrorKind, Result};
+use crate::executor::within;
+use crate::graph::BitmapOptions;
+use crate::node::BlockNode;
+use crate::testing::{Effect, Fault, SimOp};
+
+fn small() -> Shape {
+    Shape::new(CreateOptions { cluster_size: 4096, ..CreateOptions::new(DISK) })
+}
+
+fn bytes(byte: u8, len: u64) -> IoBuf {
+    IoBuf::from_vec(&vec![byte; usize::try_from(len).unwrap()])
+}
+
+async fn write(node: &BlockNode, at: u64, byte: u8, len: u64) -> Result<()> {
+    node.write(at, bytes(byte, len), WriteFlags::NONE).await
+}
+
+async fn read(node: &BlockNode, at: u64, len: u64) -> Vec<u8> {
+    let buf = bytes(0xee, len);
+    node.read(at, buf.clone()).await.unwrap();
+    buf.to_vec()
+}
+
+fn driver(node: &BlockNode) -> &Qcow2Driver {
+    node.driver().expect("a qcow2 image")
+}
+
+#[test]
+fn what_waited_while_an_image_was_given_up_leaves_it_alone() {
+    let image = Simulated::start(1, &small(), None);
+    let (executor, node) = (&image.executor, &image.node);
+    executor.block_on(async {
+        write(node, 0, 1, 4096).await.unwrap();
+        let pass = driver(node).image.gate.try_enter().unwrap();
+        let other = node.clone();
+        let given_up = executor.spawn(async move { driver(&other).inactivate().await });
+        executor.sleep(Duration::from_micros(1)).await;
+        let other = node.clone();
+        let late = executor.spawn(async move {
+            let take =
+                |file: Edge| async move { create_snapshot(&file, "late", Moment::default()).await };
+            driver(&other).offline(take).await
+        });
+        executor.sleep(Duration::from_micros(1)).await;
+        drop(pass);
+        given_up.await.unwrap();
+        let content = image.disk.contents();
+        assert_eq!(late.await.unwrap_err().kind(), ErrorKind::Inactive);
+        assert!(image.disk.contents() == content, "a snapshot was taken");
+        // Nor do bitmaps come into it, which does not keep the node from being given up.
+        let (name, granularity) = ("b".to_owned(), None);
+        let options = BitmapOptions { name, granularity, persistent: true, disabled: false };
+        image.graph.add_bitmap("disk", &options).unwrap().commit();
+        image.graph.inactivate_all().await.unwrap();
+        assert!(image.disk.contents() == content, "a bitmap was stored");
+    });
+}
+
+#[test]
+fn an_image_that_was_written_loses_nothing_when_it_is_taken_over_again() {
+    let image = Simulated::start(1, &small(), None);
+    image.executor.block_on(async {
+        write(&image.node, 0, 1, 4096).await.unwrap();
+        driver(&image.node).activate(None).await.unwrap();
+        assert!(read(&image.node, 0, 4096).await == [1; 4096]);
+    });
+}
+
+/// Leaves an image behind whose refcounts must be counted anew, and cannot be read just now.
+async fn spoil(image: &Simulated) {
+    let disk = image.disk.clone();
+    let spoil = |file: Edge| async move {
+        let mut header = Header::load(&file).await?;
+        header.incompatible = header.incompatible.with(Incompatible::DIRTY, true);
+        header.store(&file).await?;
+        let block = read_words(&file, header.refcount_table_offset, 1).await?[0];
+        write_at(&file, block, &2_u16.to_be_bytes()).await?;
+        disk.inject(Fault::every(SimOp::Read, Effect::Fail(ErrorKind::Io)));
+        Ok(())
+    };
+    driver(&image.node).offline(spoil).await.unwrap();
+    image.disk.heal();
+}
+
+#[test]
+fn a_repair_goes_on_when_the_request_that_began_it_is_given_up() {
+    let image = Simulated::start(1, &small(), None);
+    let (executor, node) = (&image.executor, &image.node);
+    executor.block_on(async {
+        write(node, 0, 1, 4096).await.unwrap();
+        spoil(&image).await;
+        // The refcounts are on their way for long.
+        image.disk.inject(Fault::once(SimOp::Write, Effect::Delay(Duration::from_secs(1))));
+        let patience = Duration::from_millis(200);
+        let given_up = within(executor, patience, node.read(0, IoBuf::alloc(512))).await;
+        assert!(given_up.is_none() && image.disk.under_way() == 1);
+        assert!(read(node, 0, 4096).await == [1; 4096]);
+        write(node, 4096, 2, 512 << 10).await.unwrap();
+        node.flush().await.unwrap();
+        executor.sleep(Duration::from_secs(2)).await;
+        image.graph.inactivate_all().await.unwrap();
+    });
+    let again = Simulated::start(1, &small(), Some(&image.media()));
+    again.executor.block_on(async {
+        assert!(read(&again.node, 0, 4096).await == [1; 4096]);
+        assert!(read(&again.node, 4096, 512 << 10).await == [2; 512 << 10]);
+    });
+}
