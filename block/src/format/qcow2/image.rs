@@ -246,9 +246,14 @@ impl Image {
     /// Refuses changes to an image that is not ours, or broken. Called behind the gate, which `pass` keeps open if it
     /// is not closed. Before the first change of all the header says that there was one.
     pub(super) async fn begin_change(&self, pass: Option<Pass>) -> Result<()> {
+        if self.has_begun()? { Ok(()) } else { self.mark_changed(pass).await }
+    }
+
+    /// Whether there was a first change. An image that is not ours, or broken, can have none.
+    fn has_begun(&self) -> Result<bool> {
         match self.condition.get() {
-            Condition::Changed => Ok(()),
-            Condition::Clean => self.mark_changed(pass).await,
+            Condition::Changed => Ok(true),
+            Condition::Clean => Ok(false),
             Condition::Corrupt => {
                 let text = format!("{} is marked corrupt and cannot be written", self.name());
                 Err(Error::new(ErrorKind::Corrupt, text))
@@ -265,7 +270,8 @@ impl Image {
     async fn mark_changed(&self, pass: Option<Pass>) -> Result<()> {
         self.run(|image| async move {
             let guard = image.header_lock.lock(0..1, true).await;
-            if image.condition.get() != Condition::Clean {
+            // It may have been found to be corrupt meanwhile: then nobody marks it as changed any more.
+            if image.has_begun()? {
                 return Ok(());
             }
             image.settle_locked_header().await?;
@@ -285,7 +291,7 @@ impl Image {
                     }
                 })
                 .await?;
-            if image.condition.get() == Condition::Clean {
+            if !image.has_begun()? {
                 image.condition.set(Condition::Changed);
             }
             drop((guard, pass));

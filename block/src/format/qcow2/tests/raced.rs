@@ -1,6 +1,8 @@
 //! Requests, and what is done to the image as a whole, that meet: who waited for the other finds another image than the
 //! one he came for.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::super::Qcow2Driver;
@@ -78,6 +80,29 @@ fn an_image_that_was_written_loses_nothing_when_it_is_taken_over_again() {
         write(&image.node, 0, 1, 4096).await.unwrap();
         driver(&image.node).activate(None).await.unwrap();
         assert!(read(&image.node, 0, 4096).await == [1; 4096]);
+    });
+}
+
+/// Bitmaps would be believed that miss the write.
+#[test]
+fn a_first_write_that_meets_the_discovery_of_damage_is_refused() {
+    let create = CreateOptions { cluster_size: 4096, ..CreateOptions::new(8 << 20) };
+    let image = Simulated::start(1, &Shape::new(create), None);
+    let node = &image.node;
+    image.executor.block_on(async {
+        write(node, 0, 1, 4096).await.unwrap();
+        image.graph.inactivate_all().await.unwrap();
+        // The second L2 table is said to be where none can be.
+        let l1 = driver(node).header().l1.offset;
+        image.disk.fill(l1 + 8, &(1_u64 << 63 | 0x1200).to_be_bytes());
+        image.graph.activate_all(None).await.unwrap();
+        let mut first = Box::pin(write(node, 0, 2, 4096));
+        let waits = poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_pending())).await;
+        assert!(waits);
+        let found = node.read(2 << 20, IoBuf::alloc(512)).await.unwrap_err();
+        assert_eq!(found.kind(), ErrorKind::Corrupt);
+        assert_eq!(first.await.unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!(read(node, 0, 4096).await == [1; 4096]);
     });
 }
 
