@@ -218,6 +218,12 @@ impl Image {
         }
     }
 
+    /// Refuses what ends behind the disk, which may have become shorter while the request waited for the gate.
+    pub(super) fn check_end(&self, end: u64) -> Result<()> {
+        let size = self.size.get();
+        if end <= size { Ok(()) } else { Err(behind_end(end, size)) }
+    }
+
     /// Waits until no request is under way, and keeps new ones off.
     pub(super) async fn close(&self) -> Result<Closed> {
         let closed = self.gate.close().await;
@@ -452,6 +458,11 @@ impl Image {
         self.flushes.over().await;
         self.reaped().await;
     }
+}
+
+#[cold]
+fn behind_end(end: u64, size: u64) -> Error {
+    Error::new(ErrorKind::OutOfRange, format!("{end} is behind the end of the disk, {size} by now"))
 }
 
 /// Fills `into` with what is there from `at`; what lies behind the end of the node is zero.

@@ -21,6 +21,7 @@ impl Image {
             None => Box::pin(self.enter()).await?,
         };
         let len = into.len() as u64;
+        self.check_end(at + len)?;
         let mapping = match self.lookup(at, len)? {
             Some(mapping) => mapping,
             None => self.find(at, len).await?,

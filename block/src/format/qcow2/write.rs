@@ -30,6 +30,7 @@ impl Image {
             Some(pass) => pass,
             None => Box::pin(self.enter_to_change()).await?,
         };
+        self.check_end(at + from.len() as u64)?;
         if flags.compressed {
             Box::pin(self.write_compressed(at, from, pass)).await?;
             return if flags.fua { Box::pin(self.flush()).await } else { Ok(()) };

@@ -35,6 +35,7 @@ impl Image {
     /// Makes a range read as zeroes.
     pub(super) async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
         let pass = self.enter_to_change().await?;
+        self.check_end(range.end)?;
         self.run(|image| async move {
             let how = if flags.may_unmap { Emptying::Unmap } else { Emptying::Zero };
             image.check_can_zero(&range)?;
@@ -59,6 +60,7 @@ impl Image {
     /// The content of a range is no longer needed.
     pub(super) async fn discard(&self, range: Range<u64>) -> Result<()> {
         let pass = self.enter_to_change().await?;
+        self.check_end(range.end)?;
         self.run(|image| async move {
             let size = image.geometry().cluster_size();
             // The last cluster is whole where the disk ends.

@@ -146,3 +146,41 @@ fn a_repair_goes_on_when_the_request_that_began_it_is_given_up() {
         assert!(read(&again.node, 4096, 512 << 10).await == [2; 512 << 10]);
     });
 }
+
+#[test]
+fn a_request_that_waited_while_the_disk_became_shorter_is_refused() {
+    for raw in [false, true] {
+        let data_file = raw.then(|| "data".into());
+        let create = CreateOptions { data_file, data_file_raw: raw, ..CreateOptions::new(DISK) };
+        let image = Simulated::start(1, &Shape::new(create), None);
+        let (executor, node) = (&image.executor, &image.node);
+        executor.block_on(async {
+            write(node, 0, 1, DISK).await.unwrap();
+            let shorter = node.clone();
+            let resized = executor.spawn(async move { shorter.resize(DISK / 2).await });
+            executor.sleep(Duration::from_micros(1)).await;
+            let late: Vec<_> = (0..4)
+                .map(|kind| {
+                    let (node, range) = (node.clone(), DISK / 2 - 4096..DISK / 2 + 4096);
+                    executor.spawn(async move {
+                        match kind {
+                            0 => write(&node, range.start, 2, 8192).await,
+                            1 => node.write_zeroes(range, WriteFlags::NONE).await,
+                            2 => node.discard(range).await,
+                            _ => node.read(range.start, IoBuf::alloc(8192)).await,
+                        }
+                    })
+                })
+                .collect();
+            for (kind, late) in late.into_iter().enumerate() {
+                let refused = late.await.map_err(|error| error.kind());
+                assert_eq!(refused, Err(ErrorKind::OutOfRange), "request {kind}, raw {raw}");
+            }
+            resized.await.unwrap();
+            assert!(read(node, 0, DISK / 2).await == [1; (DISK / 2) as usize]);
+            if let Some(data) = &image.data {
+                assert_eq!(data.contents().len() as u64, DISK / 2);
+            }
+        });
+    }
+}
