@@ -200,7 +200,7 @@ impl Image {
             if let Some(run) = self.try_allocate(want, Need::Any)? {
                 return Ok(run);
             }
-            self.prepare(want).await?;
+            self.prepare(want).await.inspect_err(|error| self.want_room(error))?;
             drop(guard);
         }
     }

@@ -19,7 +19,7 @@ use std::cell::{Cell, RefCell};
 use super::checksum::Piece;
 use super::image::Image;
 use super::overlap::Kind;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::notify::Notify;
 
 /// Flushes of an image.
@@ -72,6 +72,15 @@ impl Image {
     /// Begins a flush that nobody waits for, when much has gathered.
     pub(super) fn flush_if_crowded(&self) {
         if (self.map.slices.is_crowded() || self.frees.are_many()) && !self.flushes.is_running() {
+            self.start_flush();
+        }
+    }
+
+    /// What was freed waits for a flush. Who gets no place because of that, and perhaps stops the guest, sees to it
+    /// that there is one when it is tried again.
+    pub(super) fn want_room(&self, error: &Error) {
+        let is_full = error.kind() == ErrorKind::NoSpace;
+        if is_full && !self.frees.is_idle() && !self.flushes.is_running() {
             self.start_flush();
         }
     }

@@ -184,3 +184,22 @@ fn a_request_that_waited_while_the_disk_became_shorter_is_refused() {
         });
     }
 }
+
+/// A guest that was stopped for want of space asks for no flush.
+#[test]
+fn a_full_device_has_room_again_after_a_discard() {
+    let image = Simulated::start(1, &Shape { device: 512 << 10, ..small() }, None);
+    image.executor.block_on(async {
+        let node = &image.node;
+        let mut at = 0;
+        while write(node, at, 1, 4096).await.is_ok() {
+            at += 4096;
+        }
+        assert!(at > 256 << 10);
+        node.discard(0..128 << 10).await.unwrap();
+        let full = write(node, at, 2, 4096).await.map_err(|error| error.kind());
+        assert!(matches!(full, Ok(()) | Err(ErrorKind::NoSpace)), "{full:?}");
+        image.executor.sleep(Duration::from_secs(1)).await;
+        write(node, at, 2, 4096).await.unwrap();
+    });
+}
