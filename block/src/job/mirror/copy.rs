@@ -44,7 +44,10 @@ pub(super) fn start(mirror: &Rc<Mirror>, range: Range<u64>, held: RangeGuard, io
         match &outcome {
             // Rule 4: before anything else.
             Err(_) => mirror.mark(range.clone()),
-            Ok(()) => mirror.add_done(range.end - range.start),
+            Ok(()) => {
+                mirror.add_done(range.end - range.start);
+                mirror.partial.borrow_mut().clear(range.clone());
+            }
         }
         drop(under_way);
         if let Err((operation, error)) = outcome {

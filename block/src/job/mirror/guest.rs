@@ -107,14 +107,15 @@ async fn through(
 }
 
 /// Waits for everything that works on the granules of `range`; `None` if writes do not go through, or
-/// the job ended meanwhile.
+/// the job ended meanwhile, or the copier has to bring whole granules.
 async fn begin_write_through<'a>(mirror: &'a Mirror, range: &Range<u64>) -> Option<Held<'a>> {
     if !mirror.writes_through() {
         return None;
     }
     let claim = mirror.busy.lock(mirror.granules(range), true);
     let held = race(claim, mirror.ctx.cancelled()).await?;
-    mirror.writes_through().then_some(Held { mirror, range: Some(held) })
+    let through = mirror.writes_through() && mirror.may_be_alone(range);
+    through.then_some(Held { mirror, range: Some(held) })
 }
 
 async fn reads_as_zeroes(mirror: &Mirror, source: &Edge, range: Range<u64>) -> bool {

@@ -65,7 +65,8 @@ pub struct MirrorOptions {
     pub sync: SyncMode,
     /// Rate limit in bytes a second, 0 for none. Negative is refused.
     pub speed: i64,
-    /// Bytes in a granule; 0 for the target's cluster size or 64 KiB.
+    /// Bytes in a granule; 0 for 64 KiB. Where not all layers are copied, it is a cluster of the target at
+    /// least.
     pub granularity: u64,
     /// Bytes of buffers in all; 0 for 16 MiB. Negative is refused.
     pub buf_size: i64,

@@ -16,7 +16,7 @@ use crate::job::registry::{checked_speed, invalid};
 use crate::job::{JobCtx, JobKind, JobOptions, JobRegistry};
 use crate::node::{BlockNode, NodeOptions};
 
-/// Granule of targets without clusters, bytes.
+/// Granule of a mirror unless the user or the target wants another, bytes.
 const DEFAULT_GRANULARITY: u64 = 64 << 10;
 
 /// Bytes of buffers that a mirror uses in all by default.
@@ -105,9 +105,19 @@ fn check(
         return Err(invalid("Can't mirror node into itself"));
     }
     Ok(Settings {
-        granularity: if granularity == 0 { DEFAULT_GRANULARITY } else { granularity },
+        granularity: granularity_for(options, target),
         buf_size: if buf_size == 0 { DEFAULT_BUF_SIZE } else { buf_size },
     })
+}
+
+/// Bytes in a granule. Where `target` may get layers below it later, it needs whole clusters: what is written
+/// of one takes the place of all of it.
+fn granularity_for(options: &MirrorOptions, target: &BlockNode) -> u64 {
+    let wanted = if options.granularity == 0 { DEFAULT_GRANULARITY } else { options.granularity };
+    match options.sync {
+        SyncMode::Full => wanted,
+        _ => wanted.max(target.skip_filters().limits().discard_granularity.into()),
+    }
 }
 
 /// Puts the job's roots and its filter into the graph, or leaves it as it was.

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::{CopyMode, MirrorOptions};
+use super::{CopyMode, MirrorOptions, SyncMode};
 use crate::backend::BlockBackend;
 use crate::bitmap::DirtyBitmap;
 use crate::buf::IoBuf;
@@ -42,6 +42,9 @@ pub(crate) struct Mirror {
     pub(super) bitmap: Rc<AttachedBitmap>,
     /// Where the target may read as anything but zeroes.
     pub(super) target_data: RefCell<DirtyBitmap>,
+    /// Granules of which the target may lack something that is not dirty. It may get layers below it later
+    /// that show there, so what is written of such a granule must not hide the rest of it.
+    pub(super) partial: RefCell<DirtyBitmap>,
     /// Granules that some operation is working on (rule 3).
     pub(super) busy: RangeLocks,
     /// Where the search for dirty granules goes on.
@@ -79,6 +82,10 @@ impl Mirror {
             let bitmap = DirtyBitmap::new(len, settings.granularity);
             bitmap.map_err(|error| Error::new(ErrorKind::InvalidArgument, error.to_string()))
         };
+        let mut partial = new_bitmap()?;
+        if options.sync != SyncMode::Full {
+            partial.mark_all();
+        }
         let mut dirty = new_bitmap()?;
         dirty
             .disable()
@@ -92,6 +99,7 @@ impl Mirror {
             settings,
             bitmap: AttachedBitmap::new(None, dirty),
             target_data: RefCell::new(new_bitmap()?),
+            partial: RefCell::new(partial),
             busy: RangeLocks::new(),
             cursor: Cell::new(0),
             passes: Cell::new(0),
@@ -110,6 +118,12 @@ impl Mirror {
     /// Whether guest writes go to the target before the guest hears of them.
     pub(super) fn writes_through(&self) -> bool {
         self.mode.get() == CopyMode::WriteBlocking && !self.is_over()
+    }
+
+    /// Whether `range` can be written to the target without the rest of its granules.
+    pub(super) fn may_be_alone(&self, range: &Range<u64>) -> bool {
+        let (whole, partial) = (self.granules(range), self.partial.borrow());
+        !partial.any_dirty(whole.start..range.start) && !partial.any_dirty(range.end..whole.end)
     }
 
     /// Whether the job does nothing any more, but its filter is still there.
@@ -145,7 +159,8 @@ impl Mirror {
     pub(super) fn clear(&self, range: Range<u64>) {
         let mut dirty = self.bitmap.bits.borrow_mut();
         let before = dirty.dirty_bytes();
-        dirty.clear(range);
+        dirty.clear(range.clone());
+        self.partial.borrow_mut().clear(range);
         self.done.set(self.done.get() + before - dirty.dirty_bytes());
         drop(dirty);
         self.show_progress();

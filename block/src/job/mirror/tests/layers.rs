@@ -1,14 +1,19 @@
-//! Sources and targets of several layers, also below filters.
+//! Sources and targets of several layers, also below filters, and targets that get their layers later.
 
 use super::rig::{KIB, MIB, Rig, filled, pattern};
 use crate::backend::{BackendKind, BlockBackend};
+use crate::clock::Clock;
 use crate::driver::WriteFlags;
 use crate::edge::EdgePerms;
+use crate::executor::Executor;
 use crate::filter::copy_on_read::CopyOnRead;
 use crate::format::raw::RawDriver;
-use crate::job::mirror::{MirrorOptions, SyncMode};
+use crate::graph::BlockGraph;
+use crate::job::JobRegistry;
+use crate::job::mirror::{self, CopyMode, MirrorOptions, SyncMode};
 use crate::node::{BlockNode, NodeOptions};
-use crate::testing::{Model, Overlay, SimDisk, SimOptions};
+use crate::open::{BlockdevOptions, BlockdevRef};
+use crate::testing::{Model, Overlay, SimDisk, SimOptions, have_tool, tool};
 
 impl Rig {
     async fn add_disk(&self, name: &str, bytes: &[u8]) -> BlockNode {
@@ -100,4 +105,98 @@ fn zeroes_hide_what_shows_through_raw_in_the_target() {
         assert_eq!(rig.device_node(), "upper");
         assert!(content(&rig.device).await == expected);
     });
+}
+
+#[test]
+fn parts_of_granules_go_through_once_the_whole_is_there() {
+    Rig::run(MIB, |rig| async move {
+        rig.fill_source();
+        let job = rig.ready(MirrorOptions { sync: SyncMode::None, ..rig.blocking() }).await;
+        let synced = || job.info().actively_synced.unwrap();
+        rig.write(4 * KIB, 1, 64 * KIB).await.unwrap();
+        assert!(rig.is_dirty(0) && rig.is_dirty(64 * KIB) && !synced());
+        rig.write(256 * KIB, 1, 64 * KIB).await.unwrap();
+        assert!(!rig.is_dirty(256 * KIB));
+        rig.sleep_ms(1000).await;
+        rig.write(8 * KIB, 2, KIB).await.unwrap();
+        rig.write(256 * KIB, 2, KIB).await.unwrap();
+        assert!(synced() && !rig.is_dirty(0) && !rig.is_dirty(256 * KIB));
+        let (source, target) = (rig.source.contents(), rig.target.contents());
+        assert!(target[..128 << 10] == source[..128 << 10]);
+        assert!(target[128 << 10..256 << 10].iter().all(|byte| *byte == 0));
+        assert!(target[256 << 10..320 << 10] == source[256 << 10..320 << 10]);
+    });
+}
+
+/// Mirrors a layer to an image without one below, which gets that just before it takes the source's place.
+async fn late_layer(graph: &BlockGraph, path: impl Fn(&str) -> String, options: MirrorOptions) {
+    let named = |name: &str, image: BlockdevOptions| BlockdevOptions {
+        node_name: Some(name.to_owned()),
+        ..image
+    };
+    let qcow2 = |name| {
+        let file = BlockdevRef::nested(BlockdevOptions::file(path(name)));
+        named(name, BlockdevOptions::qcow2(file))
+    };
+    let top = graph.open(&qcow2("top")).await.unwrap();
+    let over = graph.open(&qcow2("over")).await.unwrap();
+    let base = graph.open(&named("copy", BlockdevOptions::raw_file(path("copy")))).await.unwrap();
+    let perms = EdgePerms::READ_WRITE;
+    let device = graph.add_backend(BackendKind::Device, "d0", &top, perms).unwrap();
+    let mut expected = pattern(3, 4 * MIB);
+    if options.sync == SyncMode::Top {
+        device.write(0, filled(1, 4 * KIB), WriteFlags::NONE).await.unwrap();
+        expected[..4 << 10].fill(1);
+    }
+    let id = mirror::start(graph, options.clone()).await.unwrap();
+    let job = JobRegistry::of(graph).find(&id).unwrap();
+    while !job.info().ready {
+        graph.executor().sleep(std::time::Duration::from_millis(1)).await;
+    }
+    device.write(MIB + 4 * KIB, filled(7, 4 * KIB), WriteFlags::NONE).await.unwrap();
+    expected[1028 << 10..1032 << 10].fill(7);
+    let zeroes = 3 * MIB + 4 * KIB..3 * MIB + 8 * KIB;
+    device.write_zeroes(zeroes, WriteFlags::UNMAP).await.unwrap();
+    expected[3076 << 10..3080 << 10].fill(0);
+    while job.info().offset < job.info().len {
+        graph.executor().sleep(std::time::Duration::from_millis(1)).await;
+    }
+    let drained = graph.drain_nodes(vec![base.clone(), over.clone()], &[]).await;
+    let taken = graph.snapshot(&base, &over, &drained).await.unwrap();
+    drop(drained);
+    taken.commit().await;
+    job.complete().unwrap();
+    job.concluded().await;
+    assert_eq!(device.node().name(), "over");
+    let wrong = content(&device).await.iter().zip(&expected).position(|(is, was)| is != was);
+    assert_eq!(wrong, None, "{options:?}");
+}
+
+#[test]
+fn what_is_copied_of_a_cluster_hides_no_layer_that_comes_later() {
+    if !have_tool("qemu-img") {
+        return;
+    }
+    for (sync, copy_mode, cluster, granularity) in [
+        (SyncMode::None, CopyMode::WriteBlocking, "64k", 0),
+        (SyncMode::Top, CopyMode::WriteBlocking, "64k", 4096),
+        (SyncMode::None, CopyMode::Background, "2M", 0),
+        (SyncMode::Top, CopyMode::Background, "2M", 0),
+        (SyncMode::None, CopyMode::Background, "64k", 4096),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        for name in ["base", "copy"] {
+            std::fs::write(path(name), pattern(3, 4 * MIB)).unwrap();
+        }
+        let (base, top, over) = (path("base"), path("top"), path("over"));
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &top]);
+        let size = format!("cluster_size={cluster}");
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &size, &over, "4M"]);
+        let executor = Executor::new(Clock::real()).unwrap();
+        let graph = BlockGraph::new(executor.clone());
+        let options =
+            MirrorOptions { copy_mode, granularity, ..MirrorOptions::new("d0", "over", sync) };
+        executor.block_on(late_layer(&graph, path, options));
+    }
 }
