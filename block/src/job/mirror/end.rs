@@ -2,8 +2,8 @@
 
 use std::rc::{Rc, Weak};
 
-use super::MirrorJob;
 use super::state::Mirror;
+use super::{MirrorJob, check_sizes};
 use crate::edge::{ChildRole, EdgePerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{BlockGraph, Drained, Edit, GraphInner};
@@ -58,6 +58,7 @@ impl MirrorJob {
     /// one step.
     fn pivot(&self, drained: &Drained) -> Result<()> {
         let mirror = &self.mirror;
+        check_sizes(mirror)?;
         let (source, target) = (mirror.source.node(), mirror.target.node());
         let replaced = match &mirror.options.replaces {
             Some(name) => node_to_replace(&self.graph, &source, &target, name)?,

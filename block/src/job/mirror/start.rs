@@ -22,9 +22,6 @@ const DEFAULT_GRANULARITY: u64 = 64 << 10;
 /// Bytes of buffers that a mirror uses in all by default.
 const DEFAULT_BUF_SIZE: u64 = 16 << 20;
 
-/// The job reads the source, and everybody else may go on with it.
-const SOURCE_PERMS: EdgePerms = EdgePerms { needs: Perms::CONSISTENT_READ, shares: Perms::ALL };
-
 /// The job writes the target, and nobody else may read or write what is not finished.
 const TARGET_PERMS: EdgePerms = EdgePerms { needs: Perms::WRITE, shares: Perms::WRITE_UNCHANGED };
 
@@ -133,7 +130,10 @@ async fn build(
     let root = |node: &BlockNode, perms| -> Result<BlockBackend> {
         graph.add_backend(BackendKind::Job, ctx.id(), node, perms)
     };
-    let from = root(source, SOURCE_PERMS)?;
+    // The job reads the source, and everybody else may go on with it; but its length stays, also where a node
+    // below decides on that.
+    let reads = EdgePerms { needs: Perms::CONSISTENT_READ, shares: !Perms::RESIZE };
+    let from = root(source, reads)?;
     let to = root(target, TARGET_PERMS)?;
     let name = options.filter_node_name.clone();
     let mirror = Rc::new(Mirror::new(ctx.clone(), from, to, settings, options)?);

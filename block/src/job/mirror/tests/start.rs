@@ -2,7 +2,9 @@
 
 use super::rig::{MIB, Rig};
 use crate::backend::BackendKind;
-use crate::edge::EdgePerms;
+use crate::edge::{EdgePerms, Perms};
+use crate::error::ErrorKind;
+use crate::format::raw::RawDriver;
 use crate::job::mirror::{self, MirrorOptions, SyncMode};
 use crate::node::NodeOptions;
 use crate::testing::{SimDisk, SimOptions};
@@ -152,5 +154,33 @@ fn the_device_name_is_the_default_id_and_the_filter_may_be_named() {
         job.cancel().await.unwrap();
         job.concluded().await;
         rig.assert_no_trace();
+    });
+}
+
+#[test]
+fn a_node_below_the_source_keeps_its_length() {
+    let disk = || SimOptions { resizable: true, ..SimOptions::new(MIB, 1) };
+    Rig::run_with(disk(), disk(), |rig| async move {
+        let file = rig.graph.node("src").unwrap();
+        let raw = RawDriver::new(&rig.graph, &file, 0, None).unwrap();
+        let raw = rig.graph.add(Some("raw"), raw, NodeOptions::default()).await.unwrap();
+        let resize = |needs| {
+            let perms = EdgePerms { needs, shares: Perms::ALL };
+            rig.graph.add_backend(BackendKind::Job, "block_resize", &file, perms)
+        };
+        resize(Perms::RESIZE).unwrap();
+        let options = MirrorOptions { auto_finalize: false, ..rig.options() };
+        let job = rig.ready(MirrorOptions { device: "raw".into(), ..options }).await;
+        for needs in [Perms::GROW, Perms::SHRINK] {
+            assert_eq!(resize(needs).err().unwrap().kind(), ErrorKind::PermissionConflict);
+        }
+        // However its length has changed, a target of another one does not take its place.
+        job.complete().unwrap();
+        rig.wait_for("PENDING").await;
+        file.resize(2 * MIB).await.unwrap();
+        assert_eq!(raw.len(), 2 * MIB);
+        job.finalize().await.ok();
+        rig.wait_for("FAILED Source and target image have different sizes").await;
+        assert_eq!(rig.graph.node("dst").unwrap().0.live_parents().len(), 0);
     });
 }
