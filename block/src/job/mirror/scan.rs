@@ -61,6 +61,7 @@ async fn mark_target_data(mirror: &Mirror) {
         }
         at += extent.len;
     }
+    mirror.target_known.set(true);
 }
 
 /// An answer of `map` that makes sense; where there is none, all of `range` is data.

@@ -40,8 +40,9 @@ pub(crate) struct Mirror {
     /// What differs, or may. It hangs on the source's node to be seen there; the filter marks it, not
     /// the node, because what was written through is clean.
     pub(super) bitmap: Rc<AttachedBitmap>,
-    /// Where the target may read as anything but zeroes.
+    /// Where the target may read as anything but zeroes, once that is known.
     pub(super) target_data: RefCell<DirtyBitmap>,
+    pub(super) target_known: Cell<bool>,
     /// Granules of which the target may lack something that is not dirty. It may get layers below it later
     /// that show there, so what is written of such a granule must not hide the rest of it.
     pub(super) partial: RefCell<DirtyBitmap>,
@@ -99,6 +100,7 @@ impl Mirror {
             settings,
             bitmap: AttachedBitmap::new(None, dirty),
             target_data: RefCell::new(new_bitmap()?),
+            target_known: Cell::new(false),
             partial: RefCell::new(partial),
             busy: RangeLocks::new(),
             cursor: Cell::new(0),
@@ -115,9 +117,11 @@ impl Mirror {
         })
     }
 
-    /// Whether guest writes go to the target before the guest hears of them.
+    /// Whether guest writes go to the target before the guest hears of them. Not before it is known what
+    /// the target reads as: zeroes that it seems to have already would never get there.
     pub(super) fn writes_through(&self) -> bool {
-        self.mode.get() == CopyMode::WriteBlocking && !self.is_over()
+        let wanted = self.mode.get() == CopyMode::WriteBlocking;
+        wanted && self.target_known.get() && !self.is_over()
     }
 
     /// Whether `range` can be written to the target without the rest of its granules.

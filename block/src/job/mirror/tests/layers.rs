@@ -13,7 +13,7 @@ use crate::job::JobRegistry;
 use crate::job::mirror::{self, CopyMode, MirrorOptions, SyncMode};
 use crate::node::{BlockNode, NodeOptions};
 use crate::open::{BlockdevOptions, BlockdevRef};
-use crate::testing::{Model, Overlay, SimDisk, SimOptions, have_tool, tool};
+use crate::testing::{Effect, Fault, Model, Overlay, SimDisk, SimOp, SimOptions, have_tool, tool};
 
 impl Rig {
     async fn add_disk(&self, name: &str, bytes: &[u8]) -> BlockNode {
@@ -104,6 +104,26 @@ fn zeroes_hide_what_shows_through_raw_in_the_target() {
         job.concluded().await;
         assert_eq!(rig.device_node(), "upper");
         assert!(content(&rig.device).await == expected);
+    });
+}
+
+#[test]
+fn zeroes_go_through_before_it_is_known_what_the_target_holds() {
+    Rig::run(MIB, |rig| async move {
+        rig.target.fill(0, &pattern(5, MIB));
+        rig.target
+            .inject(Fault::once(SimOp::Map, Effect::Delay(std::time::Duration::from_millis(50))));
+        let options = MirrorOptions { sync: SyncMode::None, ..rig.blocking() };
+        let job = rig.start(options).await;
+        rig.sleep_ms(10).await;
+        let range = 128 * KIB..256 * KIB;
+        rig.device.write_zeroes(range, WriteFlags::NONE).await.unwrap();
+        rig.wait_for("READY").await;
+        job.cancel_block_job(false).await.unwrap();
+        job.concluded().await;
+        let mut expected = pattern(5, MIB);
+        expected[128 << 10..256 << 10].fill(0);
+        assert!(rig.target.contents() == expected);
     });
 }
 
