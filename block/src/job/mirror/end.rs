@@ -64,7 +64,9 @@ impl MirrorJob {
             Some(name) => node_to_replace(&self.graph, &source, &target, name)?,
             None => source.clone(),
         };
-        let edit = self.let_go();
+        // The job's roots ask for nothing any more.
+        let idle = EdgePerms::IDLE;
+        let edit = Edit::new().set_perms(&mirror.target, idle).set_perms(&mirror.source, idle);
         let edit = if replaced.is_same(&source) {
             edit.replace(&self.filter, &target, &[])
         } else {
@@ -73,16 +75,12 @@ impl MirrorJob {
         self.graph.apply(&edit, drained)
     }
 
-    /// Puts the source back where the filter is.
+    /// Puts the source back where the filter is. The target stays the job's until the last operation has
+    /// come back: what it writes then must not hit somebody else.
     fn take_filter_out(&self, drained: &Drained) -> Result<()> {
-        let edit = self.let_go().replace(&self.filter, &self.mirror.source.node(), &[]);
-        self.graph.apply(&edit, drained)
-    }
-
-    /// The job's roots ask for nothing any more.
-    fn let_go(&self) -> Edit {
-        let idle = EdgePerms::IDLE;
-        Edit::new().set_perms(&self.mirror.target, idle).set_perms(&self.mirror.source, idle)
+        let source = &self.mirror.source;
+        let edit = Edit::new().set_perms(source, EdgePerms::IDLE);
+        self.graph.apply(&edit.replace(&self.filter, &source.node(), &[]), drained)
     }
 }
 

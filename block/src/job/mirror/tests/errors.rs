@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::rig::{KIB, MIB, Rig};
+use crate::backend::BackendKind;
+use crate::edge::EdgePerms;
 use crate::error::ErrorKind;
 use crate::job::mirror::{self, MirrorOptions};
 use crate::job::{IoStatus, OnError};
@@ -170,8 +172,15 @@ fn a_dead_target_holds_up_neither_cancel_nor_guest() {
             assert_eq!(text, "Node dst is in use");
             let error = mirror::start(&rig.graph, rig.options()).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+            let use_it = || {
+                let (node, perms) = (rig.graph.node("dst").unwrap(), EdgePerms::READ_WRITE);
+                rig.graph.add_backend(BackendKind::Device, "d1", &node, perms)
+            };
+            let text = use_it().err().unwrap().to_string();
+            assert!(text.starts_with("Permission conflict on node 'dst'"), "{text}");
             rig.target.heal();
             rig.sleep_ms(10).await;
+            drop(use_it().unwrap());
             rig.assert_no_trace();
         });
     }
