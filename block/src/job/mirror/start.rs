@@ -86,6 +86,12 @@ fn check(
             return Err(Error::new(ErrorKind::Busy, text));
         }
     }
+    // Another process may change the one, and must find what it left in the other.
+    if let Some(idle) = [source, target].into_iter().find(|node| !node.is_active()) {
+        let name = idle.name();
+        let text = format!("Node '{name}' is inactive, another process may own it");
+        return Err(Error::new(ErrorKind::Inactive, text));
+    }
     // What is above would see it change.
     check_top(target)?;
     if let Some(name) = &options.replaces {
@@ -143,12 +149,8 @@ async fn build(
         Rc::clone(&mirror),
     );
     // It belongs to its parents, or to the job if it has none, and never to the user.
-    let node_options = NodeOptions {
-        owned: false,
-        active: source.is_active(),
-        read_only: source.is_read_only(),
-        ..NodeOptions::default()
-    };
+    let node_options =
+        NodeOptions { owned: false, read_only: source.is_read_only(), ..NodeOptions::default() };
     let filter = graph.add(name.as_deref(), top, node_options).await?;
     let own = [mirror.source.id(), mirror.target.id()];
     let insert = Edit::new().replace(source, &filter, &own);

@@ -158,6 +158,23 @@ fn the_device_name_is_the_default_id_and_the_filter_may_be_named() {
 }
 
 #[test]
+fn what_another_process_owns_is_not_mirrored() {
+    Rig::run(MIB, |rig| async move {
+        let disk = SimDisk::new(&rig.executor, SimOptions::new(MIB, 9));
+        let idle = NodeOptions { active: false, ..NodeOptions::default() };
+        rig.graph.add(Some("idle"), disk, idle).await.unwrap();
+        for (device, target) in [("idle", "dst"), ("d0", "idle")] {
+            let options = MirrorOptions { device: device.into(), ..rig.options() };
+            let error =
+                mirror::start(&rig.graph, MirrorOptions { target: target.into(), ..options });
+            let error = error.await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Inactive);
+            assert_eq!(error.to_string(), "Node 'idle' is inactive, another process may own it");
+        }
+    });
+}
+
+#[test]
 fn a_node_below_the_source_keeps_its_length() {
     let disk = || SimOptions { resizable: true, ..SimOptions::new(MIB, 1) };
     Rig::run_with(disk(), disk(), |rig| async move {
