@@ -19,9 +19,10 @@ impl MirrorJob {
     /// The end of the job. When `run` has returned, both sides are equal, the target is durable and nobody
     /// can change the source until the gates open again.
     pub(super) async fn end(mut self, how: Settle) -> Result<()> {
-        let drained = match self.held.take() {
-            Some(held) if how != Settle::Abandon => held.drained,
-            _ => {
+        // Who gives up lets the guest go on first: what is under way may take its time.
+        let drained = match self.held.take().filter(|_| how != Settle::Abandon) {
+            Some(held) => held.drained,
+            None => {
                 self.give_up().await;
                 self.drain_source().await
             }

@@ -228,6 +228,28 @@ fn a_target_that_hangs_while_the_guest_is_held_up_lets_it_go() {
 }
 
 #[test]
+fn a_cancel_while_the_guest_is_held_up_lets_it_go() {
+    Rig::run(MIB, |rig| async move {
+        let job = rig.ready(rig.options()).await;
+        rig.target.inject(Fault::every(SimOp::Write, Effect::Hang));
+        rig.source.inject(Fault::once(SimOp::Write, Effect::Delay(Duration::from_millis(50))));
+        let (guest, executor) = (rig.clone(), rig.executor.clone());
+        let writing = executor.spawn(async move { guest.write(0, 1, KIB).await.unwrap() });
+        rig.sleep_ms(10).await;
+        job.complete().unwrap();
+        writing.await;
+        rig.sleep_ms(10).await;
+        let before = rig.executor.clock().now();
+        job.cancel().await.unwrap();
+        rig.write(4 * KIB, 2, KIB).await.unwrap();
+        let stall = rig.executor.clock().now() - before;
+        assert!(stall < 20_000_000, "{stall} ns");
+        job.concluded().await;
+        assert_eq!(rig.device_node(), "src");
+    });
+}
+
+#[test]
 fn a_pause_while_the_guest_is_held_up_lets_it_go() {
     Rig::run(MIB, |rig| async move {
         let job =
