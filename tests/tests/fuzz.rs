@@ -1,4 +1,4 @@
-//! Hostile input on any compiler: seeds changed at random, for a few seconds each, or as many as
+//! Hostile input on any compiler: seeds changed at random, for [`SECONDS`] each, or as many as
 //! `FERRY_FUZZ_SECONDS` says. What is found is found again with the seed that it prints, in
 //! `FERRY_FUZZ_SEED`. The same functions are targets of libFuzzer in `tests/fuzz`; what these found
 //! once is in `regressions` there, and comes first.
@@ -18,6 +18,8 @@ use ferry_tests::artifact::workspace;
 use ferry_tests::time;
 use ferry_vhost_user::testing::{front_end_seeds, fuzz_front_end};
 
+/// How long each target is hunted: two minutes in all.
+const SECONDS: u64 = 15;
 /// One input may take this long, built without optimisation and with the host busy.
 const LONGEST: Duration = Duration::from_secs(20);
 /// Numbers that are wrong in most places.
@@ -71,7 +73,7 @@ fn hunt<T>(name: &str, target: impl Fn(&[u8]) -> T, seeds: &[Vec<u8>]) {
         let data = fs::read(&path).expect("a file that can be read");
         feed(&target, &data, &path.display().to_string());
     }
-    let until = time::now() + Duration::from_secs(number("FERRY_FUZZ_SECONDS", 3));
+    let until = time::now() + Duration::from_secs(number("FERRY_FUZZ_SECONDS", SECONDS));
     let mut seed = number("FERRY_FUZZ_SEED", 1);
     let first = seed;
     while seed < first + seeds.len() as u64 || time::now() < until {
