@@ -50,7 +50,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use executor::{Executor, Poller, PollerGuard, Remote, Task, within};
 pub use graph::{
     BitmapChange, BitmapOptions, BitmapSource, BlockGraph, Drained, Edit, ExternalSnapshot,
-    Generations, MAX_NAME, check_top,
+    Generations, MAX_NAME, Turn, check_top,
 };
 pub use handle::BlockHandle;
 pub use io::RingChoice;

@@ -13,6 +13,7 @@ mod reopen;
 mod snapshot;
 #[cfg(test)]
 mod test_rig;
+mod turn;
 
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
@@ -29,12 +30,14 @@ use crate::node::{BlockNode, NodeInner, NodeOptions};
 use crate::notify::Notify;
 use crate::protocol::file::FileDriver;
 use crate::protocol::nbd::NbdDriver;
+use crate::ranges::RangeLocks;
 
 pub use bitmaps::{BitmapChange, BitmapOptions, BitmapSource};
 pub use drain::Drained;
 pub use edit::Edit;
 pub use ownership::Generations;
 pub use snapshot::{ExternalSnapshot, check_top};
+pub use turn::Turn;
 
 use drain::DrainInner;
 
@@ -55,6 +58,7 @@ pub(crate) struct GraphInner {
     drains: RefCell<Vec<Weak<DrainInner>>>,
     /// Told when gates have been shut.
     drain_began: Rc<Notify>,
+    turns: RangeLocks,
     next_auto_name: Cell<u32>,
     next_backend: Cell<u64>,
     extensions: RefCell<BTreeMap<TypeId, Rc<dyn Any>>>,
@@ -70,6 +74,7 @@ impl BlockGraph {
             backends: RefCell::default(),
             drains: RefCell::default(),
             drain_began: Rc::default(),
+            turns: RangeLocks::new(),
             next_auto_name: Cell::new(100),
             next_backend: Cell::new(1),
             extensions: RefCell::default(),

@@ -42,12 +42,18 @@ impl BlockGraph {
     /// Takes write ownership of every node, children first; all or none. With `only_if` refuses
     /// with [`ErrorKind::OwnershipUnknown`] unless every written image still bears its mark.
     pub async fn activate_all(&self, only_if: Option<&Generations>) -> Result<()> {
-        self.activate_nodes(children_first(&self.nodes()), only_if).await
+        let turn = self.turn().await;
+        let taken = self.activate_nodes(children_first(&self.nodes()), only_if).await;
+        drop(turn);
+        taken
     }
 
     /// Takes write ownership of `node` and of all below it; all or none.
     pub async fn activate(&self, node: &BlockNode) -> Result<()> {
-        self.activate_nodes(children_first(std::slice::from_ref(node)), None).await
+        let turn = self.turn().await;
+        let taken = self.activate_nodes(children_first(std::slice::from_ref(node)), None).await;
+        drop(turn);
+        taken
     }
 
     /// Looks again at the images that another process owns, and tells the devices their lengths: it may
@@ -112,8 +118,11 @@ impl BlockGraph {
     ///
     /// Devices must have been stopped: their requests that wait would be refused too.
     pub async fn inactivate_all(&self) -> Result<()> {
+        let turn = self.turn().await;
         let nodes = children_first(&self.nodes());
-        self.inactivate_nodes(nodes.into_iter().rev().collect()).await
+        let given_up = self.inactivate_nodes(nodes.into_iter().rev().collect()).await;
+        drop(turn);
+        given_up
     }
 
     /// The end: makes everything durable and gives every node up. Images that have nothing to do with each other
@@ -153,6 +162,7 @@ impl BlockGraph {
     /// # Errors
     /// `Busy` if somebody writes to one of them, or an active node is over `node`.
     pub async fn inactivate(&self, node: &BlockNode) -> Result<()> {
+        let turn = self.turn().await;
         let mut going: Vec<BlockNode> = Vec::new();
         for below in children_first(std::slice::from_ref(node)).into_iter().rev() {
             let stays = |edge: &Edge| match &*edge.0.parent.borrow() {
@@ -167,7 +177,9 @@ impl BlockGraph {
                 return Err(Error::new(ErrorKind::Busy, "Node has active parent node"));
             }
         }
-        self.inactivate_nodes(going).await
+        let given_up = self.inactivate_nodes(going).await;
+        drop(turn);
+        given_up
     }
 
     async fn inactivate_nodes(&self, parents_first: Vec<BlockNode>) -> Result<()> {

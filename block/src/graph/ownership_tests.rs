@@ -89,3 +89,22 @@ fn a_bitmap_is_stored_only_with_an_image_that_this_process_owns() {
     rig.run(rig.graph.activate(&top)).unwrap();
     assert_eq!(top.bitmaps().len(), 1);
 }
+
+/// A node that is being opened anew is at rest for a while: who took it over then would own it twice.
+#[test]
+fn ownership_changes_hands_when_no_other_change_is_under_way() {
+    let rig = Rig::new();
+    let node = rig.raw("disk");
+    for active in [false, true] {
+        let turn = rig.run(rig.graph.turn());
+        let graph = rig.graph.clone();
+        let waiting = rig.executor.spawn(async move {
+            if active { graph.activate_all(None).await } else { graph.inactivate_all().await }
+        });
+        rig.run(rig.executor.sleep(std::time::Duration::from_millis(50)));
+        assert!(!waiting.is_finished() && node.is_active() != active);
+        drop(turn);
+        rig.run(waiting).unwrap();
+        assert_eq!(node.is_active(), active);
+    }
+}

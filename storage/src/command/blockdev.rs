@@ -48,7 +48,7 @@ impl Storage {
                 (Some(node), false) => graph.inactivate(&node).await,
             }
         };
-        self.in_turn(set).await
+        self.on_graph(set).await
     }
 
     /// Starts the job that makes an image.

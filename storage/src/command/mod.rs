@@ -20,7 +20,7 @@ use ferry_api::command::{
 use ferry_api::schema::Empty;
 use ferry_api::{EventKind, QmpError};
 use ferry_block::job::JobRegistry;
-use ferry_block::{BlockGraph, BlockHandle, Error, RangeLocks};
+use ferry_block::{BlockGraph, BlockHandle, Error};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -40,10 +40,6 @@ pub struct Storage {
     blocks: BlockHandle,
     kinds: ExportKinds,
 }
-
-/// Whose turn it is to change a graph.
-#[derive(Default)]
-struct Turns(RangeLocks);
 
 impl Storage {
     /// Takes commands for the graph behind `blocks`. Besides NBD there are these kinds of exports.
@@ -219,7 +215,7 @@ impl Storage {
         Fut: Future<Output = ferry_block::Result<R>> + 'static,
     {
         let wait = |graph: BlockGraph| async move {
-            let turn = graph.extension(Turns::default).0.lock(0..1, true).await;
+            let turn = graph.turn().await;
             let done = call(graph).await;
             drop(turn);
             done
