@@ -187,6 +187,22 @@ fn who_reads_a_snapshot_while_it_breaks_is_told_so() {
 }
 
 #[test]
+fn where_old_content_is_is_not_said_of_what_was_written_meanwhile() {
+    run(false, async |rig| {
+        let node = rig.filter(Rig::options(None, None)).await.unwrap();
+        let snapshot = rig.snapshot().await;
+        let second = Duration::from_secs(1);
+        // It answers by what is there when the second is over.
+        rig.source.inject(Fault::once(SimOp::Map, Effect::Delay(second)));
+        let looker = rig.graph.executor().spawn(async move { snapshot.map(0..65_536).await });
+        rig.graph.executor().sleep(second / 2).await;
+        let flags = WriteFlags { may_unmap: true, ..WriteFlags::NONE };
+        node.write_zeroes(0..65_536, flags).await.unwrap();
+        assert_eq!(looker.await.unwrap(), Extent { kind: ExtentKind::Data, len: 65_536 });
+    });
+}
+
+#[test]
 fn a_target_that_hangs_counts_as_failed_in_time() {
     run(false, async |rig| {
         let policy = Some(OnCbwError::BreakSnapshot);

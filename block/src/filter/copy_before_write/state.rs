@@ -240,12 +240,20 @@ impl State {
         range: Range<u64>,
     ) -> Result<Extent> {
         let whole = self.accessible_part(&range)?;
-        let (saved, piece) = self.place(&whole);
-        let place = if saved { target } else { source };
-        let found = place.node().map_above(None, piece).await?;
-        let zero = matches!(found.kind, ExtentKind::Zero | ExtentKind::Absent);
-        let kind = if zero { ExtentKind::Zero } else { ExtentKind::Data };
-        Ok(Extent { kind, len: found.len })
+        loop {
+            let (saved, piece) = self.place(&whole);
+            let place = if saved { target } else { source };
+            let found = place.node().map_above(None, piece.clone()).await?;
+            let seen = piece.start..piece.start + found.len;
+            self.check(&seen)?;
+            // A write may have come meanwhile: what was seen was no longer old content, which is in the target now.
+            if self.place(&seen) != (saved, seen) {
+                continue;
+            }
+            let zero = matches!(found.kind, ExtentKind::Zero | ExtentKind::Absent);
+            let kind = if zero { ExtentKind::Zero } else { ExtentKind::Data };
+            return Ok(Extent { kind, len: found.len });
+        }
     }
 
     /// The first part of `range` that belongs to the snapshot.
