@@ -215,3 +215,55 @@ fn snapshots_are_taken_while_a_client_writes() {
         qemu_img(&arguments).map(drop)
     });
 }
+
+/// What the command line of `qemu-img` says of the bitmaps of `file`: their names and flags.
+fn bitmaps(file: &str) -> Result<Vec<(Value, Value)>> {
+    let info: Value = serde_json::from_str(&qemu_img(&["info", "-U", "--output=json", file])?)?;
+    let bitmaps = info["format-specific"]["data"]["bitmaps"].as_array().cloned();
+    let named = |bitmap: Value| (bitmap["name"].clone(), bitmap["flags"].clone());
+    Ok(bitmaps.unwrap_or_default().into_iter().map(named).collect())
+}
+
+#[test]
+fn a_stored_bitmap_that_was_changed_alone_is_not_whole_after_a_crash() {
+    need::test(&[Need::Program("qemu-img", "qemu-utils")], || {
+        let mut daemon = Daemon::ferry(&[])?;
+        let (mut qmp, file) = (daemon.qmp()?, daemon.path("b.qcow2"));
+        qemu_img(&["create", "-f", "qcow2", &file, "1M"])?;
+        qemu_img(&["bitmap", "--add", "--disable", &file, "still"])?;
+        let node = json!({"driver": "qcow2", "node-name": "b",
+            "file": {"driver": "file", "filename": file}});
+        qmp.call("blockdev-add", node)?;
+        ensure!(bitmaps(&file)? == [(json!("still"), json!([]))], "it is only looked at");
+        qmp.call("block-dirty-bitmap-enable", json!({"node": "b", "name": "still"}))?;
+        let mut kill = Command::new("kill");
+        command::output(kill.arg("-KILL").arg(daemon.id().to_string()))?;
+        ensure!(daemon.ended().is_err(), "it was killed");
+        let found = bitmaps(&file)?;
+        ensure!(found == [(json!("still"), json!(["in-use"]))], "{found:?}");
+        qemu_img(&["check", &file]).map(drop)
+    });
+}
+
+#[test]
+fn a_bitmap_that_is_removed_with_a_snapshot_does_not_stay_below_it() {
+    need::test(&[Need::Program("qemu-img", "qemu-utils")], || {
+        let daemon = Daemon::ferry(&[])?;
+        let (mut qmp, file) = (daemon.qmp()?, daemon.path("b.qcow2"));
+        qemu_img(&["create", "-f", "qcow2", &file, "1M"])?;
+        for name in ["gone", "kept"] {
+            qemu_img(&["bitmap", "--add", &file, name])?;
+        }
+        let node = json!({"driver": "qcow2", "node-name": "b",
+            "file": {"driver": "file", "filename": file}});
+        qmp.call("blockdev-add", node)?;
+        let overlay = json!({"node-name": "b", "snapshot-file": daemon.path("o.qcow2"),
+            "snapshot-node-name": "o"});
+        let actions = json!([{"type": "blockdev-snapshot-sync", "data": overlay},
+            {"type": "block-dirty-bitmap-remove", "data": {"node": "b", "name": "gone"}}]);
+        qmp.call("transaction", json!({"actions": actions}))?;
+        let found = bitmaps(&file)?;
+        ensure!(found == [(json!("kept"), json!(["auto"]))], "{found:?}");
+        Ok(())
+    });
+}

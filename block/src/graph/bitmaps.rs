@@ -103,6 +103,22 @@ impl BlockGraph {
         Ok((found, bitmap))
     }
 
+    /// Call before a bitmap that there is already is changed: one that is stored says in its image that it is in use.
+    /// One that is not there is left to who changes it.
+    ///
+    /// # Errors
+    /// Those of writing the image.
+    pub async fn expect_bitmap_change(&self, node: &str, name: &str) -> Result<()> {
+        let Ok((node, bitmap)) = self.find_bitmap(node, name) else { return Ok(()) };
+        let is_ours = node.is_active() && !node.is_read_only();
+        match node.driver::<Qcow2Driver>() {
+            Some(driver) if bitmap.persistent.get() && is_ours => {
+                driver.mark_bitmaps_in_use().await
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Adds a clean bitmap.
     pub fn add_bitmap(&self, node: &str, options: &BitmapOptions) -> Result<BitmapChange> {
         let refuse = |text: String| Err(Error::new(ErrorKind::InvalidArgument, text));

@@ -22,7 +22,9 @@ pub(super) enum Change {
 impl Storage {
     /// Makes one change.
     pub(super) async fn change_bitmap(&self, change: Change) -> Result<()> {
-        self.in_turn(|graph| async move { change.make(&graph).map(BitmapChange::commit) }).await
+        let make =
+            |graph: BlockGraph| async move { change.make(&graph).await.map(BitmapChange::commit) };
+        self.in_turn(make).await
     }
 
     /// `x-debug-block-dirty-bitmap-sha256`: of the bits as little-endian words, as QEMU keeps them.
@@ -42,7 +44,10 @@ impl Storage {
 }
 
 impl Change {
-    pub(super) fn make(self, graph: &BlockGraph) -> ferry_block::Result<BitmapChange> {
+    pub(super) async fn make(self, graph: &BlockGraph) -> ferry_block::Result<BitmapChange> {
+        if let Some((node, name)) = self.changed() {
+            graph.expect_bitmap_change(node, name).await?;
+        }
         match self {
             Change::Add(add) => {
                 let options = BitmapOptions {
@@ -67,6 +72,17 @@ impl Change {
                 let sources: Vec<BitmapSource> = sources.collect();
                 graph.merge_bitmaps(&merge.node, &merge.target, &sources)
             }
+        }
+    }
+
+    /// The bitmap whose bits or state it changes.
+    fn changed(&self) -> Option<(&str, &str)> {
+        match self {
+            Change::Add(_) | Change::Remove(_) => None,
+            Change::Clear(bitmap) | Change::Enable(bitmap) | Change::Disable(bitmap) => {
+                Some((&bitmap.node, &bitmap.name))
+            }
+            Change::Merge(merge) => Some((&merge.node, &merge.target)),
         }
     }
 }

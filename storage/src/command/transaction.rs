@@ -52,6 +52,8 @@ impl Storage {
                 }
             }
             drop(drained);
+            // Bitmaps first: what is taken from below an overlay is stored without those that were removed.
+            made.sort_by_key(|change| !matches!(change, Made::Bitmap(_)));
             for change in made {
                 change.commit(&graph).await;
             }
@@ -85,7 +87,7 @@ impl Step {
                 let context = "Transaction aborted using Abort action";
                 Err(Error::new(ErrorKind::Cancelled, context))
             }
-            Step::Bitmap(change) => change.make(graph).map(Made::Bitmap),
+            Step::Bitmap(change) => change.make(graph).await.map(Made::Bitmap),
             Step::External(overlay) => {
                 let prepared = overlay.prepare(graph).await?;
                 prepared.place(graph, drained).await.map(Made::External)

@@ -194,6 +194,12 @@ impl Qcow2Driver {
         entries
     }
 
+    /// Says in the image that its bitmaps are in use, as before a first write: what changes one of them by itself would
+    /// be lost with a crash, and the image would call the one that it has whole.
+    pub(crate) async fn mark_bitmaps_in_use(&self) -> Result<()> {
+        self.image.enter_to_change().await.map(drop)
+    }
+
     /// The bitmaps stored in the image, by name.
     ///
     /// # Errors
