@@ -8,6 +8,7 @@ use crate::driver::WriteFlags;
 use crate::error::{ErrorKind, Result};
 use crate::executor::Carried;
 use crate::open::DiscardMode;
+use crate::ranges::RangeGuard;
 
 /// Largest bounce buffer and largest piece of explicit zeroes, bytes.
 const BOUNCE_LIMIT: u64 = 1 << 20;
@@ -126,11 +127,14 @@ impl BlockNode {
         self.0.driver.read(block.start, into.slice(span(&block, whole.start))).await
     }
 
-    async fn lock_write(
-        &self,
-        range: Range<u64>,
-        exclusive: bool,
-    ) -> Option<crate::ranges::RangeGuard> {
+    /// Keeps others off the blocks that `range` touches.
+    pub(super) async fn lock_blocks(&self, range: Range<u64>) -> Option<RangeGuard> {
+        let alignment = u64::from(self.0.limits.request_alignment);
+        let start = range.start & !(alignment - 1);
+        self.lock_write(start..range.end.next_multiple_of(alignment), true).await
+    }
+
+    async fn lock_write(&self, range: Range<u64>, exclusive: bool) -> Option<RangeGuard> {
         if self.0.limits.request_alignment == 1 {
             return None;
         }

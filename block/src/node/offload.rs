@@ -33,7 +33,11 @@ impl BlockNode {
                 let (below, at) = raw.place(at)?;
                 below.copy_range(at, source, from, len).await
             } else if let (Some(target), Some(source)) = (self.driver(), source.driver()) {
-                FileDriver::copy_from(target, at, source, from, len).await
+                // Who writes a part of a block puts back what was around it.
+                let guard = self.lock_blocks(range.clone()).await;
+                let copied = FileDriver::copy_from(target, at, source, from, len).await;
+                drop(guard);
+                copied
             } else {
                 let text = "only files of the host are copied by the kernel";
                 Err(Error::new(ErrorKind::Unsupported, text))
