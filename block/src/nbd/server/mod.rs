@@ -309,3 +309,7 @@ mod extended_tests;
 #[cfg(test)]
 #[path = "batch_tests.rs"]
 mod batch_tests;
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod status_tests;

@@ -105,8 +105,8 @@ async fn look(pass: &Pass, top: &BlockNode, range: Range<u64>, looks: &mut usize
         *looks += 1;
         let end = range.start + extent.len;
         if range.start >= node.len() {
-            // A backing file that is shorter reads as zeroes beyond its end.
-            return Ok(Layer { kind: ExtentKind::Absent, len: extent.len, depth: 0 });
+            // A backing file that is shorter reads as zeroes beyond its end, and hides what is below it there.
+            return Ok(Layer { kind: ExtentKind::Zero, len: extent.len, depth });
         }
         extent = node.map(range.start..end.min(node.len())).await?;
     }
