@@ -45,6 +45,16 @@ pub(crate) mod export {
     pub(crate) const SEND_CACHE: u16 = 1 << 10;
     pub(crate) const SEND_FAST_ZERO: u16 = 1 << 11;
     pub(crate) const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
+
+    /// What a client may ask for when the export can do it, with what that is called.
+    pub(crate) const OFFERS: [(u16, &str); 6] = [
+        (SEND_FLUSH, "flush"),
+        (SEND_FUA, "make single writes durable"),
+        (SEND_TRIM, "trim"),
+        (SEND_WRITE_ZEROES, "write zeroes"),
+        (SEND_CACHE, "cache"),
+        (SEND_FAST_ZERO, "refuse slow zeroes"),
+    ];
 }
 
 /// Option numbers.

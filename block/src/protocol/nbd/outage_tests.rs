@@ -12,7 +12,7 @@ use crate::testing::have_tool;
 
 const LEN: usize = 1 << 20;
 
-/// nbdkit behind a socket that ours is connected to; it ends with its last client.
+/// nbdkit behind a socket that ours is connected to.
 struct Rig {
     executor: Executor,
     graph: BlockGraph,
@@ -36,9 +36,12 @@ impl Rig {
     fn serve(&mut self, arguments: &[&str]) {
         self.kill();
         let disk = self.folder.path().join("disk");
+        let (filters, parameters): (Vec<&str>, Vec<&str>) =
+            arguments.iter().partition(|argument| argument.starts_with("--"));
         let mut command = Command::new("nbdkit");
-        command.args(["-f", "--filter=exitlast", "--filter=delay", "-U"]).arg(self.socket());
-        command.arg("file").arg(disk).args(arguments).stdout(Stdio::null());
+        command.args(["-f", "--filter=delay"]).args(filters);
+        command.arg("-U").arg(self.socket()).arg("file").arg(disk).args(parameters);
+        command.stdout(Stdio::null());
         self.server = Some(command.spawn().unwrap());
     }
 
@@ -100,7 +103,8 @@ async fn failed_after(rig: &Rig, waiting: Task<Result<Vec<u8>>>) -> Duration {
 #[test]
 fn requests_outlive_one_server_after_another() {
     with_rig(async |rig| {
-        rig.serve(&[]);
+        let until_the_last_leaves = ["--filter=exitlast"];
+        rig.serve(&until_the_last_leaves);
         let node = rig.connect(30, 1).await;
         for round in 1..4_u8 {
             node.write(0, IoBuf::from_vec(&[round; 512]), WriteFlags::FUA).await.unwrap();
@@ -108,7 +112,7 @@ fn requests_outlive_one_server_after_another() {
             let reading = rig.read(&node, 0);
             rig.pause(100).await;
             assert!(!reading.is_finished());
-            rig.serve(&[]);
+            rig.serve(&until_the_last_leaves);
             assert_eq!(reading.await.unwrap(), [round; 512]);
         }
         // Taking leave of it ends this server, so it has heard of that.
@@ -187,5 +191,24 @@ fn what_nobody_waits_for_is_not_sent_again() {
         for (at, byte) in [(0, 7), (512, 7), (1024, 3)] {
             assert_eq!(rig.read(&node, at).await.unwrap(), [byte; 512]);
         }
+    });
+}
+
+#[test]
+fn a_server_that_can_do_less_is_not_gone_on_with() {
+    with_rig(async |rig| {
+        rig.serve(&[]);
+        let node = rig.connect(6, 1).await;
+        rig.kill();
+        let durable = {
+            let node = node.clone();
+            let write =
+                async move { node.write(0, IoBuf::from_vec(&[1; 512]), WriteFlags::FUA).await };
+            rig.executor.spawn(write)
+        };
+        // By itself this filter takes FUA away.
+        rig.serve(&["--filter=fua"]);
+        let error = durable.await.unwrap_err().to_string();
+        assert!(error.contains("it cannot make single writes durable any more"), "{error}");
     });
 }

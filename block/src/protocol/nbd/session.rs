@@ -424,6 +424,14 @@ impl Session {
         if shorter || now.min_block > before.min_block || now.max_payload < before.max_payload {
             return refuse("it does not take requests as they were taken before".to_owned());
         }
+        // What was asked for by these comes again as it was.
+        let lost = before.flags & !now.flags;
+        if let Some((_, verb)) = export::OFFERS.iter().find(|(flag, _)| lost & flag != 0) {
+            return refuse(format!("it cannot {verb} any more"));
+        }
+        if before.context.is_some() && now.context.is_none() {
+            return refuse("it does not tell any more what its bytes are".to_owned());
+        }
         Ok(())
     }
 }
