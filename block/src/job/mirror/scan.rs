@@ -65,7 +65,7 @@ async fn mark_target_data(mirror: &Mirror) {
 }
 
 /// An answer of `map` that makes sense; where there is none, all of `range` is data.
-fn ask(answer: Result<Extent>, range: &Range<u64>) -> Extent {
+pub(super) fn ask(answer: Result<Extent>, range: &Range<u64>) -> Extent {
     let whole = range.end - range.start;
     match answer {
         Ok(extent) if (1..=whole).contains(&extent.len) => extent,

@@ -178,6 +178,8 @@ async fn late_layer(graph: &BlockGraph, path: impl Fn(&str) -> String, options: 
     let zeroes = 3 * MIB + 4 * KIB..3 * MIB + 8 * KIB;
     device.write_zeroes(zeroes, WriteFlags::UNMAP).await.unwrap();
     expected[3076 << 10..3080 << 10].fill(0);
+    device.write_zeroes(2 * MIB..2 * MIB + 128 * KIB, WriteFlags::UNMAP).await.unwrap();
+    expected[2048 << 10..2176 << 10].fill(0);
     while job.info().offset < job.info().len {
         graph.executor().sleep(std::time::Duration::from_millis(1)).await;
     }
@@ -203,6 +205,9 @@ fn what_is_copied_of_a_cluster_hides_no_layer_that_comes_later() {
         (SyncMode::None, CopyMode::Background, "2M", 0),
         (SyncMode::Top, CopyMode::Background, "2M", 0),
         (SyncMode::None, CopyMode::Background, "64k", 4096),
+        // It can have nothing, or bytes, but no zeroes.
+        (SyncMode::None, CopyMode::WriteBlocking, "64k,compat=0.10", 0),
+        (SyncMode::Top, CopyMode::Background, "64k,compat=0.10", 0),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
