@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 use super::entry::Compressed;
-use super::image::Image;
+use super::image::{Condition, Image};
 use crate::driver::WriteFlags;
 use crate::error::{ErrorKind, Result};
 use crate::notify::Notify;
@@ -117,6 +117,10 @@ impl Image {
                 }
                 image.gate.grace().await;
                 for free in batch {
+                    if image.condition.get() == Condition::Corrupt {
+                        // Who else has these clusters nobody knows: they leak.
+                        break;
+                    }
                     if let Err(error) = image.free(&free).await {
                         tracing::warn!(
                             "{:#x}..{:#x} of {} leaks: {error}",

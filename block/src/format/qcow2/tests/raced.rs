@@ -203,3 +203,21 @@ fn a_full_device_has_room_again_after_a_discard() {
         write(node, at, 2, 4096).await.unwrap();
     });
 }
+
+#[test]
+fn a_corrupt_image_keeps_what_was_to_be_freed() {
+    let image = Simulated::start(1, &small(), None);
+    let node = &image.node;
+    image.executor.block_on(async {
+        write(node, 0, 1, 64 << 10).await.unwrap();
+        // A request that may have seen where the data was.
+        let pass = driver(node).image.gate.try_enter();
+        node.discard(0..64 << 10).await.unwrap();
+        node.flush().await.unwrap();
+        drop(driver(node).image.corrupt("somebody has found something"));
+        let before = image.disk.counts().zeroes;
+        drop(pass);
+        image.executor.sleep(Duration::from_secs(1)).await;
+        assert_eq!(image.disk.counts().zeroes, before, "the host has got clusters back");
+    });
+}
