@@ -110,11 +110,12 @@ impl Image {
     async fn place_of_one(&self, at: u64, len: u64) -> Result<(u64, u64)> {
         let first = self.geometry().cluster_start(at);
         let end = first + self.geometry().cluster_size();
+        // Whoever writes there meanwhile gives it a place, and something to keep.
+        let guard = self.locks.lock(first..end, true).await;
         let mapping = self.find(at, len.min(end - at)).await?;
         if let What::Data { host, own: true } = mapping.what {
             return Ok((host, mapping.len));
         }
-        let guard = self.locks.lock(first..end, true).await;
         let zeroes = IoBuf::alloc(usize::try_from(mapping.len).unwrap_or(usize::MAX));
         self.write_locked(at, zeroes).await?;
         drop(guard);

@@ -221,3 +221,19 @@ fn a_corrupt_image_keeps_what_was_to_be_freed() {
         assert_eq!(image.disk.counts().zeroes, before, "the host has got clusters back");
     });
 }
+
+#[test]
+fn what_is_written_to_a_cluster_that_is_being_preallocated_stays() {
+    let image = Simulated::start(1, &Shape { backed: true, ..small() }, None);
+    let (executor, node) = (&image.executor, &image.node);
+    executor.block_on(async {
+        write(node, DISK / 2, 1, 512).await.unwrap();
+        // The rest of the cluster is copied first, which takes a while.
+        let other = node.clone();
+        let written = executor.spawn(async move { write(&other, 0, 2, 512).await });
+        executor.sleep(Duration::from_micros(1)).await;
+        driver(node).preallocate(0..4096, false).await.unwrap();
+        written.await.unwrap();
+        assert!(read(node, 0, 512).await == [2; 512]);
+    });
+}
