@@ -7,6 +7,7 @@ use super::BlockGraph;
 use crate::bitmap::DirtyBitmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Qcow2Driver;
+use crate::format::qcow2::bitmap::Room;
 use crate::format::qcow2::header::Version;
 use crate::node::{AttachedBitmap, BitmapUse, BlockNode};
 
@@ -148,6 +149,9 @@ impl BlockGraph {
         if options.disabled {
             bits.disable()?;
         }
+        if options.persistent {
+            check_room(&node, name, &bits)?;
+        }
         let bitmap = AttachedBitmap::new(Some(name.clone()), bits);
         bitmap.persistent.set(options.persistent);
         node.attach_bitmap(Rc::clone(&bitmap));
@@ -259,6 +263,22 @@ fn check_storable(node: &BlockNode, name: &str) -> Result<()> {
         return Err(Error::new(ErrorKind::Unsupported, context));
     }
     Ok(())
+}
+
+/// Refuses a bitmap that the image has no room for besides those that it will have.
+fn check_room(node: &BlockNode, name: &str, bits: &DirtyBitmap) -> Result<()> {
+    let mut room = Room::default();
+    for other in node.bitmaps().iter().filter(|bitmap| bitmap.persistent.get()) {
+        room.take(&other.bits.borrow());
+    }
+    if room.take(bits) {
+        return Ok(());
+    }
+    let context = format!(
+        "Can't make bitmap '{name}' persistent in '{}': there would be more than 1 GiB of bits",
+        node.name()
+    );
+    Err(Error::new(ErrorKind::Unsupported, context))
 }
 
 /// The cluster of the image where it has clusters, within bounds.

@@ -8,7 +8,7 @@ use super::{AttachedBitmap, BlockNode};
 use crate::bitmap::{BitmapState, DirtyBitmap};
 use crate::error::Result;
 use crate::format::qcow2::Qcow2Driver;
-use crate::format::qcow2::bitmap::is_storable;
+use crate::format::qcow2::bitmap::{Room, is_storable};
 
 impl BlockNode {
     /// Takes the bitmaps from the image. Those that were loaded before, and belonged to another
@@ -53,13 +53,13 @@ impl BlockNode {
         if self.is_read_only() || !self.is_active() || driver.is_corrupt() {
             return Ok(());
         }
-        let mut bitmaps = Vec::new();
+        let (mut bitmaps, mut room) = (Vec::new(), Room::default());
         for bitmap in self.bitmaps() {
             let Some(name) = bitmap.name.clone().filter(|_| bitmap.persistent.get()) else {
                 continue;
             };
             let bits = self.to_store(&bitmap.bits.borrow())?;
-            if is_storable(&bits) {
+            if is_storable(&bits) && room.take(&bits) {
                 bitmaps.push((name, bits));
             } else {
                 tracing::warn!("bitmap '{name}' of node '{}' cannot be stored", self.name());

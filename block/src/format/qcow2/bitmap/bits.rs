@@ -18,10 +18,32 @@ fn bytes_for(size: u64, granularity_bits: u8) -> u64 {
     size.div_ceil(1 << granularity_bits).div_ceil(8)
 }
 
+fn bytes_of(bitmap: &DirtyBitmap) -> u64 {
+    let bits = u8::try_from(bitmap.granularity().trailing_zeros()).unwrap_or(u8::MAX);
+    bytes_for(bitmap.len(), bits)
+}
+
 /// Whether a bitmap can be stored: an empty disk has no bits, and there is a most of them.
 pub(crate) fn is_storable(bitmap: &DirtyBitmap) -> bool {
-    let bits = u8::try_from(bitmap.granularity().trailing_zeros()).unwrap_or(u8::MAX);
-    (1..=MAX_BYTES).contains(&bytes_for(bitmap.len(), bits))
+    (1..=MAX_BYTES).contains(&bytes_of(bitmap))
+}
+
+/// Bytes of bits that an image can have besides those that it has. With more nobody could take it over.
+pub(crate) struct Room(u64);
+
+impl Default for Room {
+    fn default() -> Room {
+        Room(MAX_TOTAL)
+    }
+}
+
+impl Room {
+    /// Whether there is room for this bitmap, too; it is taken then.
+    pub(crate) fn take(&mut self, bitmap: &DirtyBitmap) -> bool {
+        let left = self.0.checked_sub(bytes_of(bitmap));
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
+    }
 }
 
 /// The bitmap that `entry` describes. One that was in use when its user went away is inconsistent

@@ -261,3 +261,21 @@ fn an_image_in_an_image_stores_its_bitmaps() {
     executor.block_on(graph.open(&inner)).unwrap();
     assert!(graph.find_bitmap("disk", "b").is_ok());
 }
+
+/// Nobody could take over an image with more.
+#[test]
+fn there_are_at_most_as_many_bits_as_are_loaded() {
+    let Some(rig) = rig() else { return };
+    let path = rig.create("large.qcow2", "", "4T");
+    let image = open(options(&path));
+    let add = |number: u32| {
+        let (name, granularity) = (format!("b{number}"), Some(4096));
+        let options = BitmapOptions { name, granularity, persistent: true, disabled: false };
+        image.graph.add_bitmap("disk", &options)
+    };
+    let added: Vec<_> = (0..8).map(|number| add(number).unwrap()).collect();
+    let refused = add(8).map(drop).unwrap_err();
+    assert!(refused.to_string().ends_with("there would be more than 1 GiB of bits"), "{refused}");
+    drop(added);
+    drop(add(8).unwrap());
+}
