@@ -159,7 +159,7 @@ impl MemoryTable {
     pub(crate) fn guest_address(&self, user: u64) -> Option<u64> {
         self.regions.iter().find_map(|region| {
             let inside = user.checked_sub(region.layout.user)?;
-            (inside < region.layout.size).then_some(region.layout.guest + inside)
+            (inside < region.layout.size).then(|| region.layout.guest + inside)
         })
     }
 }

@@ -72,6 +72,13 @@ fn addresses_and_removal() {
 }
 
 #[test]
+fn an_address_far_behind_a_region_is_in_none() {
+    let (_socket, mut table) = table();
+    table.add(layout(1 << 63, PAGE, 0, 0), file(PAGE)).unwrap();
+    assert_eq!(table.guest_address(1 << 63), None);
+}
+
+#[test]
 fn memory_that_is_taken_away_harms_nobody() {
     let (ours, mut table) = table();
     let file = File::from(file(MIB));
