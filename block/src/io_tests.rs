@@ -46,12 +46,40 @@ fn scattered(lens: &[usize]) -> IoBuf {
 }
 
 #[test]
+fn what_is_made_durable_waits_for_every_answer_about_the_file() {
+    everywhere(|executor, io| {
+        executor.block_on(async {
+            // An answer that is late: the kernel may have told that one of what all have lost.
+            let other = Verb::Sync { range: None };
+            let late = io.file().begin(&other);
+            let ends = Rc::new(Cell::new(0));
+            let file = Rc::clone(io.file());
+            let counted = Rc::clone(&ends);
+            let teller = executor.spawn({
+                let executor = executor.clone();
+                async move {
+                    executor.sleep(Duration::from_millis(50)).await;
+                    counted.set(counted.get() + 1);
+                    file.end(&other, late, -libc::EIO);
+                }
+            });
+            let (flush, durable) = (io.sync(None), io.write(0, IoBuf::alloc(512), true));
+            let told = if io.is_in_memory() { 0 } else { 1 };
+            durable.await.unwrap();
+            assert_eq!(ends.get(), told);
+            flush.await.unwrap();
+            teller.await;
+        });
+    });
+}
+
+#[test]
 fn what_is_written_is_read_back_in_any_shape() {
     everywhere(|executor, io| {
         executor.block_on(async {
             let bytes = pattern(3 << 20, 1);
             io.write(5, IoBuf::from_vec(&bytes), false).await.unwrap();
-            io.sync().await.unwrap();
+            io.sync(None).await.unwrap();
             let buf = scattered(&[1, 4095, 100_000, 7, 2 << 20]);
             io.read(5, buf.clone()).await.unwrap();
             assert!(buf.to_vec() == bytes[..buf.len()]);

@@ -18,6 +18,7 @@ use crate::buf::IoBuf;
 pub(crate) const MAX_IOVECS: usize = 1024;
 
 // From linux/fs.h; libc has no block device requests.
+const NFS_MAGIC: u64 = 0x6969;
 const BLKSSZGET: u64 = 0x1268;
 const BLKGETSIZE64: u64 = 0x8008_1272;
 const FS_IOC_FSGETXATTR: u64 = 0x801c_581f;
@@ -202,7 +203,6 @@ pub(crate) fn is_tmpfs(fd: BorrowedFd<'_>) -> bool {
 
 /// Whether other hosts may write to the file behind our page cache.
 pub(crate) fn is_remote(fd: BorrowedFd<'_>) -> bool {
-    const NFS: u64 = 0x6969;
     const SMB2: u64 = 0xfe53_4d42;
     const CIFS: u64 = 0xff53_4d42;
     const FUSE: u64 = 0x6573_5546;
@@ -210,8 +210,13 @@ pub(crate) fn is_remote(fd: BorrowedFd<'_>) -> bool {
     const OCFS2: u64 = 0x7461_636f;
     const GFS2: u64 = 0x0116_1970;
     const NINE_P: u64 = 0x0102_1997;
-    let remote = [NFS, SMB2, CIFS, FUSE, CEPH, OCFS2, GFS2, NINE_P];
+    let remote = [NFS_MAGIC, SMB2, CIFS, FUSE, CEPH, OCFS2, GFS2, NINE_P];
     file_system(fd).is_some_and(|magic| remote.contains(&magic))
+}
+
+/// Whether the file is on NFS.
+pub(crate) fn is_nfs(fd: BorrowedFd<'_>) -> bool {
+    file_system(fd) == Some(NFS_MAGIC)
 }
 
 /// Waits for events of an epoll descriptor for at most `timeout` (`None`: for ever); how many.

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
@@ -71,16 +72,18 @@ impl FileIo {
     /// Writes the buffer, durably if asked.
     pub(crate) async fn write(&self, at: u64, from: IoBuf, durable: bool) -> io::Result<()> {
         let elsewhere = self.is_for_others(from.len());
+        let range = at..at + from.len() as u64;
         let (mut at, mut rest) = (at, from);
         while !rest.is_empty() {
-            let done = self.transfer(Way::Write, at, &rest, durable, elsewhere).await?;
+            let by_itself = durable && !self.cached;
+            let done = self.transfer(Way::Write, at, &rest, by_itself, elsewhere).await?;
             if done == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             at += done as u64;
             rest = rest.slice(done..rest.len());
         }
-        Ok(())
+        if durable && self.cached { self.sync(Some(range)).await } else { Ok(()) }
     }
 
     /// One attempt; how many bytes.
@@ -93,7 +96,6 @@ impl FileIo {
         elsewhere: bool,
     ) -> io::Result<usize> {
         if self.in_memory && !elsewhere {
-            // Also durable writes: memory is as durable as this file gets.
             let piece = buf.slice(0..buf.len().min(INLINE_LIMIT));
             let done = self.transfer_here(way, at, &piece)?;
             if done < buf.len() {
@@ -134,12 +136,16 @@ impl FileIo {
         }
     }
 
-    /// Makes what was written durable.
-    pub(crate) async fn sync(&self) -> io::Result<()> {
+    /// Makes durable what was written, to this range at least, unless [`lost`](OpenFile::lost) says otherwise then.
+    /// Memory is as durable as its files get.
+    pub(crate) async fn sync(&self, range: Option<Range<u64>>) -> io::Result<()> {
         if self.in_memory {
             return Ok(());
         }
-        self.request(|| Verb::Sync).await?;
+        self.request(|| Verb::Sync { range: range.clone() }).await?;
+        if self.cached {
+            self.file.told().await;
+        }
         Ok(())
     }
 

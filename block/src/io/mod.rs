@@ -8,9 +8,11 @@ mod op;
 mod pool;
 mod ring;
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 
@@ -19,7 +21,7 @@ use serde::Deserialize;
 use crate::buf::IoBuf;
 use crate::executor::Remote;
 use crate::notify::Notify;
-use crate::sys::Way;
+use crate::sys::{self, Way};
 
 pub(crate) use file_io::FileIo;
 
@@ -43,13 +45,28 @@ pub(crate) struct OpenFile {
     file: File,
     in_flight: Cell<usize>,
     idle: Notify,
+    /// A write to NFS tells what became of earlier ones.
+    is_nfs: bool,
     /// Why something was not made durable, as an `errno`; 0 if everything was.
     lost: Cell<i32>,
+    /// How many requests that the kernel may tell of a loss were begun, and which of them are under way.
+    syncs_begun: Cell<u64>,
+    syncs: RefCell<BTreeSet<u64>>,
+    sync_ended: Notify,
 }
 
 impl OpenFile {
     pub(crate) fn new(file: File) -> Rc<OpenFile> {
-        Rc::new(OpenFile { file, in_flight: Cell::new(0), idle: Notify::new(), lost: Cell::new(0) })
+        Rc::new(OpenFile {
+            is_nfs: sys::is_nfs(file.as_fd()),
+            file,
+            in_flight: Cell::new(0),
+            idle: Notify::new(),
+            lost: Cell::new(0),
+            syncs_begun: Cell::new(0),
+            syncs: RefCell::default(),
+            sync_ended: Notify::new(),
+        })
     }
 
     /// Waits until the kernel has finished all requests, those too that nobody waits for any more.
@@ -67,11 +84,35 @@ impl OpenFile {
         self.lost.set(errno);
     }
 
-    fn begin(&self) {
-        self.in_flight.set(self.in_flight.get() + 1);
+    /// Waits for the syncs that were begun before now. The kernel tells one of those that run side by side of an
+    /// error and answers the others as if there was none.
+    pub(crate) async fn told(&self) {
+        let last = self.syncs_begun.get();
+        let is_told = || self.syncs.borrow().first().is_none_or(|first| *first > last);
+        self.sync_ended.wait_until(is_told).await;
     }
 
-    fn end(&self) {
+    /// A request begins; its number, if it is a sync.
+    fn begin(&self, verb: &Verb) -> Option<u64> {
+        self.in_flight.set(self.in_flight.get() + 1);
+        if !matches!(verb, Verb::Sync { .. }) {
+            return None;
+        }
+        let number = self.syncs_begun.get() + 1;
+        self.syncs_begun.set(number);
+        self.syncs.borrow_mut().insert(number);
+        Some(number)
+    }
+
+    /// The request of this number has ended in this way.
+    fn end(&self, verb: &Verb, sync: Option<u64>, result: i32) {
+        if verb.has_lost(-result, self.is_nfs) {
+            self.lose(-result);
+        }
+        if let Some(number) = sync {
+            self.syncs.borrow_mut().remove(&number);
+            self.sync_ended.notify_all();
+        }
         self.in_flight.set(self.in_flight.get() - 1);
         if self.in_flight.get() == 0 {
             self.idle.notify_all();
@@ -98,31 +139,32 @@ pub(crate) enum Verb {
         way: Way,
         at: u64,
         buf: IoBuf,
-        /// Writes like `fdatasync`.
+        /// Writes past the page cache, and durably. Through the cache it would be told of what became of
+        /// other writes, and it could not be known whether it has failed itself: a sync follows there.
         durable: bool,
         /// Another thread is to copy the bytes.
         elsewhere: bool,
     },
-    /// `fdatasync(2)`.
-    Sync,
+    /// `fdatasync(2)`, of these bytes at least.
+    Sync { range: Option<Range<u64>> },
     /// `fallocate(2)`.
     Allocate { mode: i32, at: u64, len: u64 },
 }
 
 impl Verb {
-    /// Whether it failed with this `errno` because what was written before is lost. A write may also tell of that;
-    /// but to have no space is a failure of its own.
-    fn has_lost(&self, errno: i32) -> bool {
-        match self {
-            Verb::Sync => errno > 0 && errno != libc::EINTR && errno != libc::EAGAIN,
-            Verb::Transfer { durable: true, .. } => errno == libc::EIO,
-            Verb::Transfer { .. } | Verb::Allocate { .. } => false,
-        }
+    /// Whether it failed with this `errno` because what was written before is lost, or may have.
+    fn has_lost(&self, errno: i32, is_nfs: bool) -> bool {
+        let tells = match self {
+            Verb::Sync { .. } => true,
+            Verb::Transfer { way, .. } => *way == Way::Write && is_nfs,
+            Verb::Allocate { .. } => false,
+        };
+        tells && errno > 0 && errno != libc::EINTR && errno != libc::EAGAIN
     }
 
     /// Whether another thread copies to the page cache.
     fn copies_to_cache(&self) -> bool {
-        matches!(self, Verb::Transfer { way: Way::Write, elsewhere: true, durable: false, .. })
+        matches!(self, Verb::Transfer { way: Way::Write, elsewhere: true, .. })
     }
 }
 

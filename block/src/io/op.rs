@@ -36,6 +36,7 @@ enum State {
 pub(super) struct Held {
     pub(super) file: Option<Rc<OpenFile>>,
     pub(super) verb: Verb,
+    sync: Option<u64>,
     /// Empty when the buffer is in one piece.
     pub(super) iovecs: Box<[libc::iovec]>,
 }
@@ -46,13 +47,13 @@ impl Held {
             Verb::Transfer { buf, .. } if buf.single().is_none() => buf.iovecs(MAX_IOVECS),
             _ => Vec::new(),
         };
-        file.begin();
-        Held { file: Some(Rc::clone(file)), verb, iovecs: iovecs.into_boxed_slice() }
+        let sync = file.begin(&verb);
+        Held { file: Some(Rc::clone(file)), verb, sync, iovecs: iovecs.into_boxed_slice() }
     }
 
     /// A function instead of a request.
     pub(super) fn nothing() -> Held {
-        Held { file: None, verb: Verb::Sync, iovecs: Box::default() }
+        Held { file: None, verb: Verb::Sync { range: None }, sync: None, iovecs: Box::default() }
     }
 
     /// The kernel is done and answered `result`.
@@ -63,10 +64,7 @@ impl Held {
             buf.slice(0..count.min(buf.len())).mark_written();
         }
         if let Some(file) = &self.file {
-            if self.verb.has_lost(-result) {
-                file.lose(-result);
-            }
-            file.end();
+            file.end(&self.verb, self.sync, result);
         }
     }
 }

@@ -233,7 +233,7 @@ fn work(fd: RawFd, held: &Held) -> Work {
             let flags = if *durable { libc::RWF_DSYNC } else { 0 };
             Work::Transfer { way: *way, fd, at: *at, memory, flags }
         }
-        Verb::Sync => Work::Sync { fd },
+        Verb::Sync { .. } => Work::Sync { fd },
         Verb::Allocate { mode, at, len } => Work::Allocate { fd, mode: *mode, at: *at, len: *len },
     }
 }

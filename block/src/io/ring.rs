@@ -109,7 +109,7 @@ impl Ring {
         let (at_once, flags) = match &verb {
             Verb::Transfer { elsewhere: true, .. } => (true, squeue::Flags::ASYNC),
             Verb::Transfer { buf, .. } => (buf.len() >= LARGE, squeue::Flags::empty()),
-            Verb::Sync | Verb::Allocate { .. } => (false, squeue::Flags::empty()),
+            Verb::Sync { .. } | Verb::Allocate { .. } => (false, squeue::Flags::empty()),
         };
         let key = self.table.insert(Held::new(file, verb));
         let entry = |held: &Held| entry(fd, held).user_data(key as u64).flags(flags);
@@ -233,7 +233,14 @@ fn entry(fd: types::Fd, held: &Held) -> squeue::Entry {
                 }
             }
         }
-        Verb::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+        Verb::Sync { range } => {
+            let sync = opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC);
+            match range.as_ref().map(|range| (range.start, u32::try_from(range.end - range.start)))
+            {
+                Some((at, Ok(len))) => sync.offset(at).len(len).build(),
+                _ => sync.build(),
+            }
+        }
         Verb::Allocate { mode, at, len } => {
             opcode::Fallocate::new(fd, *len).offset(*at).mode(*mode).build()
         }

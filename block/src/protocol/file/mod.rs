@@ -139,13 +139,10 @@ impl FileDriver {
         Error::from_io(error, format!("cannot {verb} '{}'", self.path))
     }
 
-    /// What a flush answers when the host has answered. A host that cannot write pages of its cache drops them or
+    /// Whether to promise what the host has synced. A host that cannot write pages of its cache drops them or
     /// takes them for written, and tells of it once: the next flush, or one under way, would promise
     /// what is lost. So all fail from then on, until the file is opened anew. Past the cache nothing is dropped.
-    fn flushed(&self, synced: io::Result<()>) -> Result<()> {
-        if let Err(error) = synced {
-            return Err(self.failed("flush", error));
-        }
+    fn promise(&self) -> Result<()> {
         match self.lost() {
             0 => Ok(()),
             errno => {
@@ -290,7 +287,8 @@ impl BlockDriver for FileDriver {
 
     async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
         let result = self.io.write(at, from, flags.fua).await;
-        result.map_err(|error| self.failed("write to", error))
+        result.map_err(|error| self.failed("write to", error))?;
+        if flags.fua { self.promise() } else { Ok(()) }
     }
 
     async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
@@ -305,8 +303,9 @@ impl BlockDriver for FileDriver {
     }
 
     async fn flush(&self) -> Result<()> {
-        let synced = self.io.sync().await;
-        self.flushed(synced)
+        let synced = self.io.sync(None).await;
+        synced.map_err(|error| self.failed("flush", error))?;
+        self.promise()
     }
 
     async fn map(&self, range: Range<u64>) -> Result<Extent> {
