@@ -104,22 +104,6 @@ impl BlockGraph {
         Ok((found, bitmap))
     }
 
-    /// Call before a bitmap that there is already is changed: one that is stored says in its image that it is in use.
-    /// One that is not there is left to who changes it.
-    ///
-    /// # Errors
-    /// Those of writing the image.
-    pub async fn expect_bitmap_change(&self, node: &str, name: &str) -> Result<()> {
-        let Ok((node, bitmap)) = self.find_bitmap(node, name) else { return Ok(()) };
-        let is_ours = node.is_active() && !node.is_read_only();
-        match node.driver::<Qcow2Driver>() {
-            Some(driver) if bitmap.persistent.get() && is_ours => {
-                driver.mark_bitmaps_in_use().await
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Adds a clean bitmap.
     pub fn add_bitmap(&self, node: &str, options: &BitmapOptions) -> Result<BitmapChange> {
         let refuse = |text: String| Err(Error::new(ErrorKind::InvalidArgument, text));
@@ -168,68 +152,86 @@ impl BlockGraph {
     }
 
     /// Makes everything clean.
-    pub fn clear_bitmap(&self, node: &str, name: &str) -> Result<BitmapChange> {
-        self.change_bitmap(node, name, BitmapUse::Change, |bits| {
+    pub async fn clear_bitmap(&self, node: &str, name: &str) -> Result<BitmapChange> {
+        let clear = |mut bits: DirtyBitmap| {
             bits.clear_all();
-            Ok(())
-        })
+            Ok(bits)
+        };
+        self.change_bitmap(node, name, BitmapUse::Change, clear).await
     }
 
     /// Records from now on.
-    pub fn enable_bitmap(&self, node: &str, name: &str) -> Result<BitmapChange> {
-        self.change_bitmap(node, name, BitmapUse::Look, |bits| Ok(bits.enable()?))
+    pub async fn enable_bitmap(&self, node: &str, name: &str) -> Result<BitmapChange> {
+        let enable = |mut bits: DirtyBitmap| {
+            bits.enable()?;
+            Ok(bits)
+        };
+        self.change_bitmap(node, name, BitmapUse::Look, enable).await
     }
 
     /// Records no longer.
-    pub fn disable_bitmap(&self, node: &str, name: &str) -> Result<BitmapChange> {
-        self.change_bitmap(node, name, BitmapUse::Look, |bits| Ok(bits.disable()?))
+    pub async fn disable_bitmap(&self, node: &str, name: &str) -> Result<BitmapChange> {
+        let disable = |mut bits: DirtyBitmap| {
+            bits.disable()?;
+            Ok(bits)
+        };
+        self.change_bitmap(node, name, BitmapUse::Look, disable).await
     }
 
     /// Adds what is dirty in `sources`, of any granularity, to a bitmap; all of them or none.
-    pub fn merge_bitmaps(
+    pub async fn merge_bitmaps(
         &self,
         node: &str,
         target: &str,
         sources: &[BitmapSource],
     ) -> Result<BitmapChange> {
-        let (found, bitmap) = self.find_bitmap(node, target)?;
-        let mut merged = bitmap.bits.borrow().clone();
-        for source in sources {
-            let source = match &source.node {
-                None => named(&found, &source.name)?,
-                Some(node) => self.find_bitmap(node, &source.name)?.1,
-            };
-            source.check(BitmapUse::Look)?;
-            let bits = source.bits.borrow();
-            if bits.len() != merged.len() {
-                let context = format!(
-                    "Bitmaps are of different sizes (destination size is {}, source size is {}) \
-                     and can't be merged",
-                    merged.len(),
-                    bits.len()
-                );
-                return Err(Error::new(ErrorKind::InvalidArgument, context));
+        let (found, _) = self.find_bitmap(node, target)?;
+        let merge = |mut merged: DirtyBitmap| {
+            for source in sources {
+                let source = match &source.node {
+                    None => named(&found, &source.name)?,
+                    Some(node) => self.find_bitmap(node, &source.name)?.1,
+                };
+                source.check(BitmapUse::Look)?;
+                let bits = source.bits.borrow();
+                if bits.len() != merged.len() {
+                    let context = format!(
+                        "Bitmaps are of different sizes (destination size is {}, source size is {}) \
+                         and can't be merged",
+                        merged.len(),
+                        bits.len()
+                    );
+                    return Err(Error::new(ErrorKind::InvalidArgument, context));
+                }
+                merged.merge(&bits)?;
             }
-            merged.merge(&bits)?;
-        }
-        self.change_bitmap(node, target, BitmapUse::Change, |bits| {
-            *bits = merged;
-            Ok(())
-        })
+            Ok(merged)
+        };
+        self.change_bitmap(node, target, BitmapUse::Change, merge).await
     }
 
-    fn change_bitmap(
+    async fn change_bitmap(
         &self,
         node: &str,
         name: &str,
         wanted: BitmapUse,
-        change: impl FnOnce(&mut DirtyBitmap) -> Result<()>,
+        change: impl FnOnce(DirtyBitmap) -> Result<DirtyBitmap>,
     ) -> Result<BitmapChange> {
         let (node, bitmap) = self.find_bitmap(node, name)?;
+        mark_in_use(&node, &bitmap).await?;
         bitmap.check(wanted)?;
-        let before = Box::new(bitmap.bits.borrow().clone());
-        change(&mut bitmap.bits.borrow_mut())?;
-        Ok(BitmapChange { node, bitmap, step: Step::Changed(before) })
+        let before = bitmap.bits.borrow().clone();
+        bitmap.bits.replace(change(before.clone())?);
+        Ok(BitmapChange { node, bitmap, step: Step::Changed(Box::new(before)) })
+    }
+}
+
+/// Lets the image say that its bitmaps are in use, if it stores this one, before its bits are other ones.
+async fn mark_in_use(node: &BlockNode, bitmap: &AttachedBitmap) -> Result<()> {
+    let is_ours = node.is_active() && !node.is_read_only();
+    match node.driver::<Qcow2Driver>() {
+        Some(driver) if bitmap.persistent.get() && is_ours => driver.mark_bitmaps_in_use().await,
+        _ => Ok(()),
     }
 }
 
@@ -275,7 +277,8 @@ fn check_room(node: &BlockNode, name: &str, bits: &DirtyBitmap) -> Result<()> {
         return Ok(());
     }
     let context = format!(
-        "Can't make bitmap '{name}' persistent in '{}': there would be more than 1 GiB of bits",
+        "Can't make bitmap '{name}' persistent in '{}': it would have more than 512 MiB of bits, or all \
+         together more than 1 GiB; a larger granularity takes fewer",
         node.name()
     );
     Err(Error::new(ErrorKind::Unsupported, context))

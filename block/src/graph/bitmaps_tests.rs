@@ -77,10 +77,16 @@ fn what_cannot_be_is_refused_in_qemus_words() {
             ),
             (graph.remove_bitmap("d0", "zz"), "Dirty bitmap 'zz' not found"),
             (graph.remove_bitmap("zz", "zz"), "Node 'zz' not found"),
-            (graph.merge_bitmaps("d0", "b", &source(None, "zz")), "Dirty bitmap 'zz' not found"),
-            (graph.merge_bitmaps("d0", "zz", &source(None, "b")), "Dirty bitmap 'zz' not found"),
             (
-                graph.merge_bitmaps("d0", "b", &source(Some("long"), "l")),
+                graph.merge_bitmaps("d0", "b", &source(None, "zz")).await,
+                "Dirty bitmap 'zz' not found",
+            ),
+            (
+                graph.merge_bitmaps("d0", "zz", &source(None, "b")).await,
+                "Dirty bitmap 'zz' not found",
+            ),
+            (
+                graph.merge_bitmaps("d0", "b", &source(Some("long"), "l")).await,
                 "Bitmaps are of different sizes (destination size is 1048576, source size is \
                  2097152) and can't be merged",
             ),
@@ -105,30 +111,30 @@ fn states_forbid_what_they_should() {
         let view = bitmap.bits.borrow_mut().freeze().unwrap();
         let frozen = [
             graph.remove_bitmap("d0", "b"),
-            graph.clear_bitmap("d0", "b"),
-            graph.enable_bitmap("d0", "b"),
-            graph.disable_bitmap("d0", "b"),
-            graph.merge_bitmaps("d0", "o", &source),
-            graph.merge_bitmaps("d0", "b", &[]),
+            graph.clear_bitmap("d0", "b").await,
+            graph.enable_bitmap("d0", "b").await,
+            graph.disable_bitmap("d0", "b").await,
+            graph.merge_bitmaps("d0", "o", &source).await,
+            graph.merge_bitmaps("d0", "b", &[]).await,
         ];
         for result in frozen {
             assert_eq!(refusal(result), busy);
         }
         bitmap.bits.borrow_mut().release(view);
         bitmap.busy.set(true);
-        assert_eq!(refusal(graph.clear_bitmap("d0", "b")), busy);
+        assert_eq!(refusal(graph.clear_bitmap("d0", "b").await), busy);
         bitmap.busy.set(false);
         bitmap.read_only.set(true);
         let read_only = "Bitmap 'b' is readonly and cannot be modified";
-        assert_eq!(refusal(graph.clear_bitmap("d0", "b")), read_only);
+        assert_eq!(refusal(graph.clear_bitmap("d0", "b").await), read_only);
         assert_eq!(refusal(graph.remove_bitmap("d0", "b")), read_only);
-        graph.disable_bitmap("d0", "b").unwrap().commit();
-        graph.merge_bitmaps("d0", "o", &source).unwrap().commit();
+        graph.disable_bitmap("d0", "b").await.unwrap().commit();
+        graph.merge_bitmaps("d0", "o", &source).await.unwrap().commit();
         bitmap.read_only.set(false);
         bitmap.bits.borrow_mut().mark_inconsistent();
         let inconsistent = "Bitmap 'b' is inconsistent and cannot be used";
-        assert_eq!(refusal(graph.enable_bitmap("d0", "b")), inconsistent);
-        assert_eq!(refusal(graph.merge_bitmaps("d0", "o", &source)), inconsistent);
+        assert_eq!(refusal(graph.enable_bitmap("d0", "b").await), inconsistent);
+        assert_eq!(refusal(graph.merge_bitmaps("d0", "o", &source).await), inconsistent);
         graph.remove_bitmap("d0", "b").unwrap().commit();
         assert_eq!(graph.node("d0").unwrap().bitmaps().len(), 1);
         assert_eq!(dirty(&other), 0);
@@ -142,13 +148,13 @@ fn what_a_bitmap_is_told_it_does() {
         assert_eq!(bitmap.bits.borrow().granularity(), 65_536);
         write(&graph, "d0", 70_000).await;
         assert_eq!(dirty(&bitmap), 65_536);
-        graph.disable_bitmap("d0", "b").unwrap().commit();
+        graph.disable_bitmap("d0", "b").await.unwrap().commit();
         write(&graph, "d0", 0).await;
         assert_eq!(dirty(&bitmap), 65_536);
-        graph.enable_bitmap("d0", "b").unwrap().commit();
+        graph.enable_bitmap("d0", "b").await.unwrap().commit();
         write(&graph, "d0", 0).await;
         assert_eq!(dirty(&bitmap), 2 * 65_536);
-        graph.clear_bitmap("d0", "b").unwrap().commit();
+        graph.clear_bitmap("d0", "b").await.unwrap().commit();
         assert_eq!(dirty(&bitmap), 0);
         let quiet = BitmapOptions { disabled: true, ..options("q") };
         let quiet = graph.add_bitmap("d0", &quiet).unwrap();
@@ -168,16 +174,16 @@ fn merging_takes_all_sources_of_any_granularity_or_none() {
         let coarse = BitmapOptions { granularity: Some(256 << 10), ..options("coarse") };
         graph.add_bitmap("d0", &coarse).unwrap().commit();
         write(&graph, "d1", 100_000).await;
-        graph.clear_bitmap("d0", "target").unwrap().commit();
+        graph.clear_bitmap("d0", "target").await.unwrap().commit();
         let source = |node: Option<&str>, name: &str| BitmapSource {
             node: node.map(str::to_owned),
             name: name.to_owned(),
         };
         let missing = [source(Some("d1"), "fine"), source(None, "missing")];
-        assert!(graph.merge_bitmaps("d0", "target", &missing).is_err());
+        assert!(graph.merge_bitmaps("d0", "target", &missing).await.is_err());
         assert_eq!(dirty(&target), 0);
         let all = [source(Some("d1"), "fine"), source(None, "coarse"), source(None, "target")];
-        graph.merge_bitmaps("d0", "target", &all).unwrap().commit();
+        graph.merge_bitmaps("d0", "target", &all).await.unwrap().commit();
         assert_eq!(target.bits.borrow().next_dirty(0, u64::MAX), Some(65_536..131_072));
     });
 }
@@ -188,18 +194,18 @@ fn every_change_can_be_undone() {
         let bitmap = add(&graph, "d0", "b");
         let other = add(&graph, "d0", "o");
         write(&graph, "d0", 0).await;
-        graph.clear_bitmap("d0", "o").unwrap().commit();
+        graph.clear_bitmap("d0", "o").await.unwrap().commit();
         write(&graph, "d0", LEN - 1).await;
         let before = bitmap.bits.borrow().clone();
         let source = [BitmapSource { node: None, name: "o".into() }];
         graph.add_bitmap("d0", &options("new")).unwrap().undo();
         assert!(graph.find_bitmap("d0", "new").is_err());
-        graph.clear_bitmap("d0", "b").unwrap().undo();
-        graph.disable_bitmap("d0", "b").unwrap().undo();
-        graph.merge_bitmaps("d0", "b", &source).unwrap().undo();
+        graph.clear_bitmap("d0", "b").await.unwrap().undo();
+        graph.disable_bitmap("d0", "b").await.unwrap().undo();
+        graph.merge_bitmaps("d0", "b", &source).await.unwrap().undo();
         assert!(*bitmap.bits.borrow() == before);
         let removal = graph.remove_bitmap("d0", "b").unwrap();
-        assert!(graph.clear_bitmap("d0", "b").is_err(), "busy until the end");
+        assert!(graph.clear_bitmap("d0", "b").await.is_err(), "busy until the end");
         write(&graph, "d0", LEN / 2).await;
         removal.undo();
         assert_eq!(dirty(&bitmap), dirty(&other) + 65_536);

@@ -45,9 +45,6 @@ impl Storage {
 
 impl Change {
     pub(super) async fn make(self, graph: &BlockGraph) -> ferry_block::Result<BitmapChange> {
-        if let Some((node, name)) = self.changed() {
-            graph.expect_bitmap_change(node, name).await?;
-        }
         match self {
             Change::Add(add) => {
                 let options = BitmapOptions {
@@ -59,9 +56,15 @@ impl Change {
                 graph.add_bitmap(&add.node, &options)
             }
             Change::Remove(BlockDirtyBitmap { node, name }) => graph.remove_bitmap(&node, &name),
-            Change::Clear(BlockDirtyBitmap { node, name }) => graph.clear_bitmap(&node, &name),
-            Change::Enable(BlockDirtyBitmap { node, name }) => graph.enable_bitmap(&node, &name),
-            Change::Disable(BlockDirtyBitmap { node, name }) => graph.disable_bitmap(&node, &name),
+            Change::Clear(BlockDirtyBitmap { node, name }) => {
+                graph.clear_bitmap(&node, &name).await
+            }
+            Change::Enable(BlockDirtyBitmap { node, name }) => {
+                graph.enable_bitmap(&node, &name).await
+            }
+            Change::Disable(BlockDirtyBitmap { node, name }) => {
+                graph.disable_bitmap(&node, &name).await
+            }
             Change::Merge(merge) => {
                 let sources = merge.bitmaps.into_iter().map(|bitmap| match bitmap {
                     BlockDirtyBitmapOrStr::Local(name) => BitmapSource { node: None, name },
@@ -70,19 +73,8 @@ impl Change {
                     }
                 });
                 let sources: Vec<BitmapSource> = sources.collect();
-                graph.merge_bitmaps(&merge.node, &merge.target, &sources)
+                graph.merge_bitmaps(&merge.node, &merge.target, &sources).await
             }
-        }
-    }
-
-    /// The bitmap whose bits or state it changes.
-    fn changed(&self) -> Option<(&str, &str)> {
-        match self {
-            Change::Add(_) | Change::Remove(_) => None,
-            Change::Clear(bitmap) | Change::Enable(bitmap) | Change::Disable(bitmap) => {
-                Some((&bitmap.node, &bitmap.name))
-            }
-            Change::Merge(merge) => Some((&merge.node, &merge.target)),
         }
     }
 }

@@ -40,7 +40,8 @@ impl Default for Room {
 impl Room {
     /// Whether there is room for this bitmap, too; it is taken then.
     pub(crate) fn take(&mut self, bitmap: &DirtyBitmap) -> bool {
-        let left = self.0.checked_sub(bytes_of(bitmap));
+        let bytes = bytes_of(bitmap);
+        let left = self.0.checked_sub(bytes).filter(|_| bytes <= MAX_BYTES);
         self.0 = left.unwrap_or(self.0);
         left.is_some()
     }

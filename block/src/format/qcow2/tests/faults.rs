@@ -353,7 +353,7 @@ fn bitmaps_know_of_the_end_of_a_disk_that_could_not_become_shorter() {
         image.graph.add_bitmap("disk", &options).unwrap().commit();
         let ones = IoBuf::from_vec(&[1; 4096]);
         image.node.write(DISK - 4096, ones, WriteFlags::NONE).await.unwrap();
-        image.graph.clear_bitmap("disk", "b").unwrap().commit();
+        image.graph.clear_bitmap("disk", "b").await.unwrap().commit();
         image.disk.inject(Fault::once(SimOp::Flush, Effect::Fail(ErrorKind::Io)));
         image.node.resize(DISK / 2).await.unwrap_err();
         assert_eq!(image.node.len(), DISK);
