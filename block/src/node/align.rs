@@ -44,10 +44,8 @@ impl BlockNode {
             if at >= range.end {
                 return None;
             }
-            let start = at & !(alignment - 1);
-            let end = range.end.min(start.saturating_add(longest));
-            let aligned = start..end.next_multiple_of(alignment);
-            let piece = Piece { wanted: at..end, aligned };
+            let end = range.end.min((at & !(alignment - 1)).saturating_add(longest));
+            let piece = Piece { wanted: at..end, aligned: touched(&(at..end), alignment) };
             at = end;
             Some(piece)
         })
@@ -130,8 +128,14 @@ impl BlockNode {
     /// Keeps others off the blocks that `range` touches.
     pub(super) async fn lock_blocks(&self, range: Range<u64>) -> Option<RangeGuard> {
         let alignment = u64::from(self.0.limits.request_alignment);
-        let start = range.start & !(alignment - 1);
-        self.lock_write(start..range.end.next_multiple_of(alignment), true).await
+        self.lock_write(touched(&range, alignment), true).await
+    }
+
+    /// The blocks that lie wholly inside `range`, if any does.
+    fn whole_blocks(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let alignment = u64::from(self.0.limits.request_alignment);
+        let (start, end) = (range.start.next_multiple_of(alignment), range.end & !(alignment - 1));
+        (start < end).then_some(start..end)
     }
 
     async fn lock_write(&self, range: Range<u64>, exclusive: bool) -> Option<RangeGuard> {
@@ -149,13 +153,10 @@ impl BlockNode {
         };
         for piece in self.pieces(range, self.0.limits.max_zeroes) {
             // The whole blocks inside, and what is left of it at both ends.
-            let alignment = u64::from(self.0.limits.request_alignment);
-            let start = piece.wanted.start.next_multiple_of(alignment);
-            let end = piece.wanted.end & !(alignment - 1);
-            if start >= end {
+            let Some(Range { start, end }) = self.whole_blocks(&piece.wanted) else {
                 self.write_zero_bytes(piece.wanted, flags).await?;
                 continue;
-            }
+            };
             self.write_zero_bytes(piece.wanted.start..start, flags).await?;
             let guard = self.lock_write(start..end, false).await;
             let result = self.0.driver.write_zeroes(start..end, flags).await;
@@ -190,14 +191,9 @@ impl BlockNode {
     /// Discards the whole blocks inside `range`; what is left at the ends keeps its content.
     pub(super) async fn discard_aligned(&self, range: Range<u64>) -> Result<()> {
         for piece in self.pieces(range, self.0.limits.max_zeroes) {
-            let alignment = u64::from(self.0.limits.request_alignment);
-            let start = piece.wanted.start.next_multiple_of(alignment);
-            let end = piece.wanted.end & !(alignment - 1);
-            if start >= end {
-                continue;
-            }
-            let guard = self.lock_write(start..end, false).await;
-            let result = self.0.driver.discard(start..end).await;
+            let Some(blocks) = self.whole_blocks(&piece.wanted) else { continue };
+            let guard = self.lock_write(blocks.clone(), false).await;
+            let result = self.0.driver.discard(blocks).await;
             drop(guard);
             match result {
                 Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(()),
@@ -206,6 +202,11 @@ impl BlockNode {
         }
         Ok(())
     }
+}
+
+/// The blocks that `range` touches.
+fn touched(range: &Range<u64>, alignment: u64) -> Range<u64> {
+    range.start & !(alignment - 1)..range.end.next_multiple_of(alignment)
 }
 
 /// Where `range` lies in a buffer that starts at `base`.
