@@ -7,6 +7,7 @@ use crate::backend::BackendKind;
 use crate::edge::EdgePerms;
 use crate::error::ErrorKind;
 use crate::job::mirror::{self, MirrorOptions};
+use crate::job::registry::JobRef;
 use crate::job::{IoStatus, OnError};
 use crate::testing::{Effect, Fault, SimOp};
 
@@ -205,18 +206,23 @@ fn a_slow_flush_holds_the_guest_up_for_bounded_times_only() {
     });
 }
 
+/// Completes the job while a write of the guest's is under way. Both sides are equal then, so the gates are
+/// shut; then what was inside is dirty.
+async fn complete_during_a_write(rig: &Rig, job: &JobRef) {
+    rig.source.inject(Fault::once(SimOp::Write, Effect::Delay(Duration::from_millis(50))));
+    let (guest, executor) = (rig.clone(), rig.executor.clone());
+    let writing = executor.spawn(async move { guest.write(0, 1, KIB).await.unwrap() });
+    rig.sleep_ms(10).await;
+    job.complete().unwrap();
+    writing.await;
+}
+
 #[test]
 fn a_target_that_hangs_while_the_guest_is_held_up_lets_it_go() {
     Rig::run(MIB, |rig| async move {
         let job = rig.ready(rig.options()).await;
         rig.target.inject(Fault::every(SimOp::Write, Effect::Hang));
-        rig.source.inject(Fault::once(SimOp::Write, Effect::Delay(Duration::from_millis(50))));
-        let (guest, executor) = (rig.clone(), rig.executor.clone());
-        let writing = executor.spawn(async move { guest.write(0, 1, KIB).await.unwrap() });
-        rig.sleep_ms(10).await;
-        // Both sides are equal now, so the gates are shut; then the write that was inside is dirty.
-        job.complete().unwrap();
-        writing.await;
+        complete_during_a_write(&rig, &job).await;
         let before = rig.executor.clock().now();
         rig.write(4 * KIB, 2, KIB).await.unwrap();
         assert!(rig.executor.clock().now() - before < 400_000_000);
@@ -232,12 +238,7 @@ fn a_cancel_while_the_guest_is_held_up_lets_it_go() {
     Rig::run(MIB, |rig| async move {
         let job = rig.ready(rig.options()).await;
         rig.target.inject(Fault::every(SimOp::Write, Effect::Hang));
-        rig.source.inject(Fault::once(SimOp::Write, Effect::Delay(Duration::from_millis(50))));
-        let (guest, executor) = (rig.clone(), rig.executor.clone());
-        let writing = executor.spawn(async move { guest.write(0, 1, KIB).await.unwrap() });
-        rig.sleep_ms(10).await;
-        job.complete().unwrap();
-        writing.await;
+        complete_during_a_write(&rig, &job).await;
         rig.sleep_ms(10).await;
         let before = rig.executor.clock().now();
         job.cancel().await.unwrap();
@@ -255,12 +256,7 @@ fn a_pause_while_the_guest_is_held_up_lets_it_go() {
         let job =
             rig.ready(MirrorOptions { on_target_error: OnError::Stop, ..rig.options() }).await;
         rig.target.inject(Fault::once(SimOp::Write, Effect::Fail(ErrorKind::NoSpace)));
-        rig.source.inject(Fault::once(SimOp::Write, Effect::Delay(Duration::from_millis(50))));
-        let (guest, executor) = (rig.clone(), rig.executor.clone());
-        let writing = executor.spawn(async move { guest.write(0, 1, KIB).await.unwrap() });
-        rig.sleep_ms(10).await;
-        job.complete().unwrap();
-        writing.await;
+        complete_during_a_write(&rig, &job).await;
         rig.wait_for("standby").await;
         let before = rig.executor.clock().now();
         rig.write(4 * KIB, 2, KIB).await.unwrap();
