@@ -109,6 +109,11 @@ impl Space {
         }
     }
 
+    fn is_unsearched(&self) -> bool {
+        let (start, end) = self.unsearched.get();
+        start < end
+    }
+
     fn first_free(&self) -> Option<(u64, u64, bool)> {
         self.free.borrow().first_key_value().map(|(&start, &(len, zero))| (start, len, zero))
     }
@@ -200,7 +205,7 @@ impl Image {
             if let Some(run) = self.try_allocate(want, Need::Any)? {
                 return Ok(run);
             }
-            self.prepare(want).await.inspect_err(|error| self.want_room(error))?;
+            self.prepare(want).await?;
             drop(guard);
         }
     }
@@ -281,7 +286,13 @@ impl Image {
             if self.search().await? {
                 return Ok(());
             }
-            self.reserve_file((end + want) << bits).await?;
+            match self.reserve_file((end + want) << bits).await {
+                // There is no other place to be had than what the search has not come to yet.
+                Err(error) if error.kind() == ErrorKind::NoSpace => {
+                    return if self.search_all().await? { Ok(()) } else { Err(error) };
+                }
+                reserved => reserved?,
+            }
         }
         self.make_ready(end).await
     }
@@ -321,6 +332,16 @@ impl Image {
             self.make_refcount_block(index, block).await?;
         }
         Ok(())
+    }
+
+    /// Searches refcounts until clusters are found that are free; whether any are.
+    async fn search_all(&self) -> Result<bool> {
+        while self.space.is_unsearched() {
+            if self.search().await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Searches a few more refcounts for clusters that are free; whether it found any.

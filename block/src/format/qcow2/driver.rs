@@ -265,11 +265,11 @@ impl BlockDriver for Qcow2Driver {
     }
 
     async fn write(&self, at: u64, from: IoBuf, flags: WriteFlags) -> Result<()> {
-        self.image.write(at, from, flags).await
+        self.image.with_room(|| self.image.write(at, from.clone(), flags)).await
     }
 
     async fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Result<()> {
-        self.image.write_zeroes(range, flags).await
+        self.image.with_room(|| self.image.write_zeroes(range.clone(), flags)).await
     }
 
     async fn discard(&self, range: Range<u64>) -> Result<()> {

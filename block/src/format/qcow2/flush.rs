@@ -15,11 +15,12 @@
 //! came as well.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 
 use super::checksum::Piece;
 use super::image::Image;
 use super::overlap::Kind;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::notify::Notify;
 
 /// Flushes of an image.
@@ -76,12 +77,23 @@ impl Image {
         }
     }
 
-    /// What was freed waits for a flush. Who gets no place because of that, and perhaps stops the guest, sees to it
-    /// that there is one when it is tried again.
-    pub(super) fn want_room(&self, error: &Error) {
-        let is_full = error.kind() == ErrorKind::NoSpace;
-        if is_full && !self.frees.is_idle() && !self.flushes.is_running() {
-            self.start_flush();
+    /// Makes a request that changes the disk. If there is no room for it, it is made again when what waits for a flush
+    /// has been freed. It holds no pass meanwhile, for which the reaper would wait.
+    pub(super) async fn with_room<R>(&self, request: impl Fn() -> R) -> Result<()>
+    where
+        R: Future<Output = Result<()>>,
+    {
+        match request().await {
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                Box::pin(async {
+                    tracing::debug!("{} has no room: {error}", self.name());
+                    self.flush().await?;
+                    self.reaped().await;
+                    request().await
+                })
+                .await
+            }
+            result => result,
         }
     }
 

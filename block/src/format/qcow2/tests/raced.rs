@@ -185,7 +185,6 @@ fn a_request_that_waited_while_the_disk_became_shorter_is_refused() {
     }
 }
 
-/// A guest that was stopped for want of space asks for no flush.
 #[test]
 fn a_full_device_has_room_again_after_a_discard() {
     let image = Simulated::start(1, &Shape { device: 512 << 10, ..small() }, None);
@@ -196,11 +195,37 @@ fn a_full_device_has_room_again_after_a_discard() {
             at += 4096;
         }
         assert!(at > 256 << 10);
-        node.discard(0..128 << 10).await.unwrap();
-        let full = write(node, at, 2, 4096).await.map_err(|error| error.kind());
-        assert!(matches!(full, Ok(()) | Err(ErrorKind::NoSpace)), "{full:?}");
-        image.executor.sleep(Duration::from_secs(1)).await;
-        write(node, at, 2, 4096).await.unwrap();
+        let full = write(node, at, 2, 4096).await.unwrap_err();
+        assert_eq!(full.kind(), ErrorKind::NoSpace, "{full}");
+        // What was freed before, and what was discarded while everything was written out.
+        for discarded in [0..128 << 10, 128 << 10..132 << 10] {
+            node.discard(discarded).await.unwrap();
+            write(node, at, 2, 4096).await.unwrap();
+            at += 4096;
+        }
+        node.write_zeroes(132 << 10..256 << 10, WriteFlags { may_unmap: true, ..WriteFlags::NONE })
+            .await
+            .unwrap();
+        write(node, at, 3, 64 << 10).await.unwrap();
+    });
+}
+
+#[test]
+fn a_full_device_is_searched_to_its_end() {
+    let narrow = CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(DISK) };
+    let image = Simulated::start(1, &Shape { device: 512 << 10, ..Shape::new(narrow) }, None);
+    image.executor.block_on(async {
+        let node = &image.node;
+        let mut at = 0;
+        while write(node, at, 1, 512).await.is_ok() {
+            at += 512;
+        }
+        node.discard(at - 512..at).await.unwrap();
+        // The next owner does not know what is free.
+        driver(node).offline(|_| async { Ok(()) }).await.unwrap();
+        write(node, at, 2, 512).await.unwrap();
+        let full = write(node, at + 512, 2, 512).await.unwrap_err();
+        assert_eq!(full.kind(), ErrorKind::NoSpace, "{full}");
     });
 }
 
