@@ -114,8 +114,8 @@ impl Qcow2Driver {
     /// come meanwhile wait. Once begun it goes on to its end, also when the caller gives it up.
     ///
     /// # Errors
-    /// Those of `work`, and of writing the image out; `Inactive` if it is not ours. After a failure
-    /// the file is read anew just the same.
+    /// Those of `work`, and of writing the image out; `Inactive` if it is not ours, `Corrupt` if it is damaged. After a
+    /// failure of `work` the file is read anew just the same.
     pub async fn offline<T: 'static, F>(&self, work: impl FnOnce(Edge) -> F + 'static) -> Result<T>
     where
         F: Future<Output = Result<T>> + 'static,
@@ -137,14 +137,10 @@ async fn at_rest<T, F>(image: &Rc<Image>, work: impl FnOnce(Edge) -> F) -> Resul
 where
     F: Future<Output = Result<T>>,
 {
-    if image.condition.get() == Condition::Corrupt {
-        // Its mark, and what was being written out, must not meet `work` in the file.
-        image.come_to_a_halt().await;
-    } else {
-        // Refused if it was given up while this waited for the gate: by now somebody else may own it.
-        image.begin_change(None).await?;
-        image.come_to_rest().await?;
-    }
+    // Refused if it is corrupt, for its refcounts do not say what is free, and if it was given up while this waited for
+    // the gate: by now somebody else may own it.
+    image.begin_change(None).await?;
+    image.come_to_rest().await?;
     image.gate.set_stale(true);
     let result = work(image.file.clone()).await;
     if let Err(error) = image.reread().await {
