@@ -212,17 +212,21 @@ fn a_full_device_has_room_again_after_a_discard() {
 
 #[test]
 fn a_full_device_is_searched_to_its_end() {
-    let narrow = CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(DISK) };
-    let image = Simulated::start(1, &Shape { device: 512 << 10, ..Shape::new(narrow) }, None);
+    // A slice describes 64 clusters.
+    let narrow =
+        CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(4 << 20) };
+    let image = Simulated::start(1, &Shape { device: 2 << 20, ..Shape::new(narrow) }, None);
     image.executor.block_on(async {
         let node = &image.node;
         let mut at = 0;
         while write(node, at, 1, 512).await.is_ok() {
             at += 512;
         }
-        node.discard(at - 512..at).await.unwrap();
+        // Not the last one, behind which the next owner would begin.
+        node.discard(at - 8192..at - 7680).await.unwrap();
         // The next owner does not know what is free.
         driver(node).offline(|_| async { Ok(()) }).await.unwrap();
+        assert!(at > 1 << 20);
         write(node, at, 2, 512).await.unwrap();
         let full = write(node, at + 512, 2, 512).await.unwrap_err();
         assert_eq!(full.kind(), ErrorKind::NoSpace, "{full}");
