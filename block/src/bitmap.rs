@@ -22,6 +22,9 @@ pub const MAX_GRANULARITY: u64 = 2 << 30;
 /// The longest disk a bitmap describes, in bytes (half of what an `i64` can say, as file offsets are).
 const MAX_LEN: u64 = 1 << 62;
 
+/// Most granules: their bits take 4 GiB. A server may say that its disk has any length.
+const MAX_GRANULES: u64 = 1 << 35;
+
 /// What a bitmap does with the writes it is told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BitmapState {
@@ -44,6 +47,17 @@ pub enum BitmapError {
     /// The disk is longer than any file can be.
     #[error("a disk of {0} bytes is too long for a dirty bitmap")]
     Length(u64),
+    /// Its bits would take too much memory.
+    #[error(
+        "a dirty bitmap of a disk of {len} bytes would have more than 4 GiB of bits with a granularity of \
+         {granularity} bytes: use a larger one"
+    )]
+    Bits {
+        /// Bytes of the disk.
+        len: u64,
+        /// Bytes of a granule.
+        granularity: u64,
+    },
     /// Bitmaps of disks of different lengths cannot be merged, nor words loaded that do not fit.
     #[error("dirty bitmaps do not fit together: {0}")]
     Shape(String),
@@ -59,7 +73,8 @@ pub struct DirtyBitmap {
     len: u64,
     /// log2 of the granule's bytes.
     shift: u32,
-    /// One bit per granule, granule 0 in bit 0 of word 0. Bits past the end are never set.
+    /// One bit per granule, granule 0 in bit 0 of word 0. Bits past the end are never set. One that is
+    /// inconsistent has none.
     words: Vec<u64>,
     /// One bit per word that is not zero.
     summary: Vec<u64>,
@@ -97,22 +112,38 @@ impl DirtyBitmap {
     /// # Errors
     /// The granularity is not a power of two in range, or the disk too long to be described.
     pub fn new(len: u64, granularity: u64) -> Result<DirtyBitmap, BitmapError> {
+        let granules = len.div_ceil(granularity.max(1));
+        let mut bitmap = DirtyBitmap::inconsistent(len, granularity)?;
+        let words = usize::try_from(granules.div_ceil(WORD_BITS));
+        let (true, Ok(words)) = (granules <= MAX_GRANULES, words) else {
+            return Err(BitmapError::Bits { len, granularity });
+        };
+        bitmap.words = vec![0; words];
+        bitmap.summary = vec![0; words.div_ceil(64)];
+        bitmap.state = BitmapState::Recording;
+        Ok(bitmap)
+    }
+
+    /// A bitmap that has missed writes. It takes no memory.
+    ///
+    /// # Errors
+    /// The granularity is not a power of two in range, or the disk too long to be described.
+    pub fn inconsistent(len: u64, granularity: u64) -> Result<DirtyBitmap, BitmapError> {
         if !granularity.is_power_of_two()
             || !(MIN_GRANULARITY..=MAX_GRANULARITY).contains(&granularity)
         {
             return Err(BitmapError::Granularity(granularity));
         }
-        let words = len.div_ceil(granularity).div_ceil(WORD_BITS);
-        let (true, Ok(words)) = (len <= MAX_LEN, usize::try_from(words)) else {
+        if len > MAX_LEN {
             return Err(BitmapError::Length(len));
-        };
+        }
         Ok(DirtyBitmap {
             len,
             shift: granularity.trailing_zeros(),
-            words: vec![0; words],
-            summary: vec![0; words.div_ceil(64)],
+            words: Vec::new(),
+            summary: Vec::new(),
             dirty: 0,
-            state: BitmapState::Recording,
+            state: BitmapState::Inconsistent,
         })
     }
 
@@ -152,9 +183,11 @@ impl DirtyBitmap {
         self.switch(BitmapState::Disabled, "it cannot be disabled")
     }
 
-    /// Writes were missed: from now on nothing it says is to be relied on. There is no way back.
+    /// Writes were missed: nothing that it said is to be relied on, and it says nothing from now on. There is no way
+    /// back.
     pub fn mark_inconsistent(&mut self) {
         self.state = BitmapState::Inconsistent;
+        (self.words, self.summary, self.dirty) = (Vec::new(), Vec::new(), 0);
     }
 
     fn switch(&mut self, to: BitmapState, refusal: &'static str) -> Result<(), BitmapError> {
@@ -172,7 +205,7 @@ impl DirtyBitmap {
         }
     }
 
-    /// Mark every granule that `range` touches, whatever the state. Bytes past the end are ignored.
+    /// Mark every granule that `range` touches, also if it does not record. Bytes past the end are ignored.
     pub fn mark(&mut self, range: Range<u64>) {
         let end = range.end.min(self.len);
         if range.start >= end {
@@ -309,6 +342,10 @@ impl DirtyBitmap {
         if self.state == BitmapState::Frozen {
             return Err(BitmapError::State(self.state, "it cannot be resized"));
         }
+        if self.state == BitmapState::Inconsistent {
+            *self = DirtyBitmap::inconsistent(len, self.granularity())?;
+            return Ok(());
+        }
         let mut resized = DirtyBitmap::new(len, self.granularity())?;
         let mut from = 0;
         while let Some(run) = self.next_dirty(from, u64::MAX) {
@@ -358,11 +395,14 @@ impl DirtyBitmap {
 
     fn bit(&self, granule: u64) -> bool {
         let (word, bit) = place(granule);
-        self.words[word] >> bit & 1 != 0
+        self.words.get(word).is_some_and(|word| word >> bit & 1 != 0)
     }
 
     /// Set or clear the bits `granules`, a word at a time.
     fn change(&mut self, granules: Range<u64>, set: bool) {
+        if self.state == BitmapState::Inconsistent {
+            return;
+        }
         let mut at = granules.start;
         while at < granules.end {
             let (word, bit) = place(at);

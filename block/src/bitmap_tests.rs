@@ -217,8 +217,22 @@ fn states_decide_what_is_recorded() {
     assert_eq!((bitmap.dirty_bytes(), bitmap.state()), (1024, BitmapState::Recording));
     bitmap.mark_inconsistent();
     bitmap.record(0..4096);
+    bitmap.mark_all();
+    bitmap.clear(0..512);
     assert!(bitmap.enable().is_err() && bitmap.freeze().is_err());
-    assert_eq!(bitmap.dirty_bytes(), 1024);
+    assert!(
+        bitmap.dirty_bytes() == 0 && !bitmap.is_dirty(0) && bitmap.next_dirty(0, 512).is_none()
+    );
+    bitmap.resize(8192).unwrap();
+    assert_eq!((bitmap.len(), bitmap.state()), (8192, BitmapState::Inconsistent));
+}
+
+#[test]
+fn what_a_disk_says_of_its_length_takes_no_more_memory_than_there_can_be() {
+    let refused = DirtyBitmap::new(1 << 62, 65536).unwrap_err();
+    assert_eq!(refused, BitmapError::Bits { len: 1 << 62, granularity: 65536 });
+    assert_eq!(DirtyBitmap::inconsistent(1 << 62, 65536).unwrap().len(), 1 << 62);
+    assert!(DirtyBitmap::new(1 << 62, 2 << 30).is_ok());
 }
 
 #[test]

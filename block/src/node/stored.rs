@@ -74,9 +74,7 @@ impl BlockNode {
             return Ok(bits.clone());
         }
         // A job has some of its bits, or did while the disk changed its length.
-        let mut lost = DirtyBitmap::new(self.len(), bits.granularity())?;
-        lost.mark_inconsistent();
-        Ok(lost)
+        Ok(DirtyBitmap::inconsistent(self.len(), bits.granularity())?)
     }
 
     /// The image is given up: its bitmaps can only be looked at.

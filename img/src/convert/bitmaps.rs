@@ -3,7 +3,7 @@
 use ferry_block::BitmapOptions;
 use ferry_block::bitmap::DirtyBitmap;
 use ferry_block::format::qcow2::Qcow2Driver;
-use ferry_block::format::qcow2::bitmap::{load_bitmap, load_directory};
+use ferry_block::format::qcow2::bitmap::{Room, load_bitmap, load_directory};
 
 use crate::failure::{Failure, Result};
 use crate::session::{Image, Session};
@@ -19,7 +19,7 @@ pub(super) async fn load(sources: &[Image], skip_broken: bool) -> Result<Vec<Nam
     let Some(driver) = source.node.driver::<Qcow2Driver>() else {
         return Err(Failure::new("This will not copy bitmaps: the source has none"));
     };
-    let mut bitmaps = Vec::new();
+    let (mut bitmaps, mut room) = (Vec::new(), Room::default());
     let (file, header) = (driver.file(), driver.header());
     let Some(extension) = header.bitmaps() else { return Ok(bitmaps) };
     for entry in load_directory(&file, extension, header.geometry).await? {
@@ -35,7 +35,13 @@ pub(super) async fn load(sources: &[Image], skip_broken: bool) -> Result<Vec<Nam
             );
             return Err(Failure::new(text));
         }
-        bitmaps.push((name, load_bitmap(&file, &header, &entry).await?));
+        let bits = load_bitmap(&file, &header, &entry).await?;
+        // Many may point to one table: a short file describes as many bits as it likes.
+        if !room.take(&bits) {
+            let text = "This will not copy bitmaps: together they have more than 1 GiB of bits";
+            return Err(Failure::new(text));
+        }
+        bitmaps.push((name, bits));
     }
     Ok(bitmaps)
 }

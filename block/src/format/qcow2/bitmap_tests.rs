@@ -1,6 +1,6 @@
-use super::super::container::read_at;
+use super::super::container::{read_at, write_at};
 use super::super::create::CreateOptions;
-use super::super::header::Header;
+use super::super::header::{BitmapsExtension, Header};
 use super::super::test_rig::Rig;
 use super::*;
 use crate::bitmap::{BitmapState, DirtyBitmap};
@@ -117,6 +117,63 @@ fn bitmaps_in_use_are_inconsistent_until_they_are_stored_again() {
     rig.on("a", async |file| store_bitmaps(file, &store).await).unwrap();
     assert!(load(&rig, "a").unwrap()[0].1.as_ref().unwrap().is_dirty(0));
     rig.assert_clean("a");
+}
+
+/// A disk may have become longer than its bitmaps can be before the host crashed.
+#[test]
+fn bitmaps_in_use_are_no_reason_not_to_open_a_long_disk() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    rig.create("a", &CreateOptions::new(1 << 30));
+    let bits = DirtyBitmap::new(1 << 30, 512).unwrap();
+    let store =
+        [ToStore::Bits { name: "b", bits: &bits }, ToStore::Bits { name: "c", bits: &bits }];
+    rig.on("a", async |file| store_bitmaps(file, &store).await).unwrap();
+    let load_all = || {
+        rig.on("a", async |file| {
+            let header = Header { size: 1 << 60, ..Header::load(file).await? };
+            load_bitmaps(file, &header).await
+        })
+    };
+    assert_eq!(load_all().unwrap_err().kind(), ErrorKind::Unsupported);
+    rig.on("a", async |file| mark_in_use(file).await).unwrap();
+    let lost = load_all().unwrap();
+    assert!(lost.iter().all(|(_, bits)| bits.state() == BitmapState::Inconsistent));
+    // And they stay for who is to see that they are lost.
+    let lost = DirtyBitmap::inconsistent(1 << 30, 512).unwrap();
+    let store = [ToStore::Bits { name: "b", bits: &lost }];
+    rig.on("a", async |file| store_bitmaps(file, &store).await).unwrap();
+    rig.assert_clean("a");
+    assert_eq!(rig.qemu_img(&["info", "a"]).matches("in-use").count(), 1);
+    assert_eq!(load(&rig, "a").unwrap()[0].1.as_ref().unwrap().state(), BitmapState::Inconsistent);
+}
+
+/// So many entries that point to one table describe 2^64 bytes of bits.
+#[test]
+fn bits_that_no_number_counts_are_too_many() {
+    let Some(rig) = Rig::with_qemu() else { return };
+    rig.create("a", &CreateOptions::new(1 << 30));
+    let bits = DirtyBitmap::new(1 << 30, 512).unwrap();
+    let names: Vec<String> = (0..8192).map(|number| format!("b{number}")).collect();
+    let store: Vec<_> =
+        names.iter().map(|name| ToStore::Bits { name, bits: &bits }).take(1).collect();
+    rig.on("a", async |file| store_bitmaps(file, &store).await).unwrap();
+    let refused = rig.on("a", async |file| {
+        let mut header = Header { size: 1 << 63, ..Header::load(file).await? };
+        let entry =
+            load_directory(file, header.bitmaps().unwrap(), header.geometry).await?.remove(0);
+        let entries: Vec<_> =
+            names.iter().map(|name| BitmapEntry { name: name.clone(), ..entry.clone() }).collect();
+        let directory = directory::serialise(&entries);
+        let directory_offset = file.len().next_multiple_of(header.geometry.cluster_size());
+        file.resize(directory_offset + (4 << 20)).await?;
+        write_at(file, directory_offset, &directory).await?;
+        let (count, directory_size) = (8192, directory.len() as u64);
+        header.extensions.bitmaps =
+            Some(BitmapsExtension { count, directory_size, directory_offset });
+        load_bitmaps(file, &header).await
+    });
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("the bitmaps have 18446744073709551615 bytes of bits"), "{refused}");
 }
 
 #[test]

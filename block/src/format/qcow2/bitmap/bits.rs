@@ -4,7 +4,7 @@ use super::super::at_rest::AtRest;
 use super::super::container::{read_at, read_words, write_at, write_words};
 use super::super::header::{Header, Table};
 use super::directory::{BitmapEntry, BitsAt, load_directory};
-use crate::bitmap::DirtyBitmap;
+use crate::bitmap::{BitmapState, DirtyBitmap};
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -18,18 +18,28 @@ fn bytes_for(size: u64, granularity_bits: u8) -> u64 {
     size.div_ceil(1 << granularity_bits).div_ceil(8)
 }
 
+/// Bytes of bits that are stored; of one that is inconsistent none are.
 fn bytes_of(bitmap: &DirtyBitmap) -> u64 {
+    if bitmap.state() == BitmapState::Inconsistent {
+        return 0;
+    }
     let bits = u8::try_from(bitmap.granularity().trailing_zeros()).unwrap_or(u8::MAX);
     bytes_for(bitmap.len(), bits)
 }
 
+/// Bytes of bits that an entry has. One that was in use when its user went away has none worth reading, also if the disk
+/// has become too long for them.
+fn stored_bytes(header: &Header, entry: &BitmapEntry) -> u64 {
+    if entry.in_use { 0 } else { bytes_for(header.size, entry.granularity_bits) }
+}
+
 /// Whether a bitmap can be stored: an empty disk has no bits, and there is a most of them.
 pub(crate) fn is_storable(bitmap: &DirtyBitmap) -> bool {
-    (1..=MAX_BYTES).contains(&bytes_of(bitmap))
+    !bitmap.is_empty() && bytes_of(bitmap) <= MAX_BYTES
 }
 
 /// Bytes of bits that an image can have besides those that it has. With more nobody could take it over.
-pub(crate) struct Room(u64);
+pub struct Room(u64);
 
 impl Default for Room {
     fn default() -> Room {
@@ -39,7 +49,7 @@ impl Default for Room {
 
 impl Room {
     /// Whether there is room for this bitmap, too; it is taken then.
-    pub(crate) fn take(&mut self, bitmap: &DirtyBitmap) -> bool {
+    pub fn take(&mut self, bitmap: &DirtyBitmap) -> bool {
         let bytes = bytes_of(bitmap);
         let left = self.0.checked_sub(bytes).filter(|_| bytes <= MAX_BYTES);
         self.0 = left.unwrap_or(self.0);
@@ -56,18 +66,19 @@ impl Room {
 pub async fn load_bitmap(file: &Edge, header: &Header, entry: &BitmapEntry) -> Result<DirtyBitmap> {
     let explain =
         |error| Error::new(ErrorKind::Corrupt, format!("bitmap '{}': {error}", entry.name));
-    let bytes = bytes_for(header.size, entry.granularity_bits);
+    let bytes = stored_bytes(header, entry);
     if bytes > MAX_BYTES {
         let name = &entry.name;
         let context = format!("bitmap '{name}' has {bytes} bytes of bits, more than 512 MiB");
         return Err(Error::new(ErrorKind::Unsupported, context));
     }
-    let bitmap = DirtyBitmap::new(header.size, 1 << entry.granularity_bits);
-    let mut bitmap = bitmap.map_err(|error| explain(error.to_string()))?;
+    let granularity = 1 << entry.granularity_bits;
     if entry.in_use {
-        bitmap.mark_inconsistent();
-        return Ok(bitmap);
+        let lost = DirtyBitmap::inconsistent(header.size, granularity);
+        return lost.map_err(|error| explain(error.to_string()));
     }
+    let bitmap = DirtyBitmap::new(header.size, granularity);
+    let mut bitmap = bitmap.map_err(|error| explain(error.to_string()))?;
     load_bits(file, header, entry, &mut bitmap)
         .await
         .map_err(|error| explain(error.to_string()))?;
@@ -89,8 +100,8 @@ pub(in super::super) async fn load_bitmaps(
     let Some(extension) = header.bitmaps() else { return Ok(Vec::new()) };
     let entries = load_directory(file, extension, header.geometry).await?;
     // Many entries may point to one table: a short file describes as many bits as it likes.
-    let total: u64 =
-        entries.iter().map(|entry| bytes_for(header.size, entry.granularity_bits)).sum();
+    let sizes = entries.iter().map(|entry| stored_bytes(header, entry));
+    let total = sizes.fold(0, u64::saturating_add);
     if total > MAX_TOTAL {
         let context = format!("the bitmaps have {total} bytes of bits, more than 1 GiB");
         return Err(Error::new(ErrorKind::Unsupported, context));
@@ -149,11 +160,14 @@ async fn load_bits(
 /// Writes the bits where nothing points to them yet; answers the table that says where.
 pub(super) async fn store_bits(image: &mut AtRest<'_>, bitmap: &DirtyBitmap) -> Result<Table> {
     let geometry = image.geometry();
-    let granularity = bitmap.granularity().trailing_zeros();
-    let bytes = bytes_for(bitmap.len(), u8::try_from(granularity).unwrap_or(u8::MAX));
+    let bytes = bytes_of(bitmap);
     let bits = bitmap.to_le_bytes();
     let bits = &bits[..usize::try_from(bytes).unwrap_or(bits.len()).min(bits.len())];
     let mut table = Vec::new();
+    if bits.is_empty() {
+        // There are no tables without entries.
+        table.push(BitsAt::Zeroes.encode());
+    }
     for piece in bits.chunks(geometry.cluster_len()) {
         if piece.iter().all(|&byte| byte == 0) {
             table.push(BitsAt::Zeroes.encode());

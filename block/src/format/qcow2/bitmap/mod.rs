@@ -10,9 +10,9 @@ mod bits;
 mod directory;
 mod store;
 
-pub use bits::load_bitmap;
+pub(crate) use bits::is_storable;
 pub(super) use bits::load_bitmaps;
-pub(crate) use bits::{Room, is_storable};
+pub use bits::{Room, load_bitmap};
 pub(super) use directory::BitsAt;
 pub use directory::{BitmapEntry, load_directory};
 pub use store::{ToStore, mark_in_use, store_bitmaps};
