@@ -144,8 +144,9 @@ impl BlockGraph {
 
     /// Takes a bitmap away, an inconsistent one too. Until the change is committed it is busy and
     /// records on.
-    pub fn remove_bitmap(&self, node: &str, name: &str) -> Result<BitmapChange> {
+    pub async fn remove_bitmap(&self, node: &str, name: &str) -> Result<BitmapChange> {
         let (node, bitmap) = self.find_bitmap(node, name)?;
+        mark_in_use(&node, &bitmap).await?;
         bitmap.check(BitmapUse::Remove)?;
         bitmap.busy.set(true);
         Ok(BitmapChange { node, bitmap, step: Step::Removed })

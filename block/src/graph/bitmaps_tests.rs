@@ -75,8 +75,8 @@ fn what_cannot_be_is_refused_in_qemus_words() {
                 graph.add_bitmap("d0", &persistent),
                 "Can't store persistent bitmaps to d0: Operation not supported",
             ),
-            (graph.remove_bitmap("d0", "zz"), "Dirty bitmap 'zz' not found"),
-            (graph.remove_bitmap("zz", "zz"), "Node 'zz' not found"),
+            (graph.remove_bitmap("d0", "zz").await, "Dirty bitmap 'zz' not found"),
+            (graph.remove_bitmap("zz", "zz").await, "Node 'zz' not found"),
             (
                 graph.merge_bitmaps("d0", "b", &source(None, "zz")).await,
                 "Dirty bitmap 'zz' not found",
@@ -110,7 +110,7 @@ fn states_forbid_what_they_should() {
         let busy = "Bitmap 'b' is currently in use by another operation and cannot be used";
         let view = bitmap.bits.borrow_mut().freeze().unwrap();
         let frozen = [
-            graph.remove_bitmap("d0", "b"),
+            graph.remove_bitmap("d0", "b").await,
             graph.clear_bitmap("d0", "b").await,
             graph.enable_bitmap("d0", "b").await,
             graph.disable_bitmap("d0", "b").await,
@@ -127,7 +127,7 @@ fn states_forbid_what_they_should() {
         bitmap.read_only.set(true);
         let read_only = "Bitmap 'b' is readonly and cannot be modified";
         assert_eq!(refusal(graph.clear_bitmap("d0", "b").await), read_only);
-        assert_eq!(refusal(graph.remove_bitmap("d0", "b")), read_only);
+        assert_eq!(refusal(graph.remove_bitmap("d0", "b").await), read_only);
         graph.disable_bitmap("d0", "b").await.unwrap().commit();
         graph.merge_bitmaps("d0", "o", &source).await.unwrap().commit();
         bitmap.read_only.set(false);
@@ -135,7 +135,7 @@ fn states_forbid_what_they_should() {
         let inconsistent = "Bitmap 'b' is inconsistent and cannot be used";
         assert_eq!(refusal(graph.enable_bitmap("d0", "b").await), inconsistent);
         assert_eq!(refusal(graph.merge_bitmaps("d0", "o", &source).await), inconsistent);
-        graph.remove_bitmap("d0", "b").unwrap().commit();
+        graph.remove_bitmap("d0", "b").await.unwrap().commit();
         assert_eq!(graph.node("d0").unwrap().bitmaps().len(), 1);
         assert_eq!(dirty(&other), 0);
     });
@@ -204,12 +204,12 @@ fn every_change_can_be_undone() {
         graph.disable_bitmap("d0", "b").await.unwrap().undo();
         graph.merge_bitmaps("d0", "b", &source).await.unwrap().undo();
         assert!(*bitmap.bits.borrow() == before);
-        let removal = graph.remove_bitmap("d0", "b").unwrap();
+        let removal = graph.remove_bitmap("d0", "b").await.unwrap();
         assert!(graph.clear_bitmap("d0", "b").await.is_err(), "busy until the end");
         write(&graph, "d0", LEN / 2).await;
         removal.undo();
         assert_eq!(dirty(&bitmap), dirty(&other) + 65_536);
-        let removal = graph.remove_bitmap("d0", "b").unwrap();
+        let removal = graph.remove_bitmap("d0", "b").await.unwrap();
         removal.commit();
         assert!(graph.find_bitmap("d0", "b").is_err());
     });

@@ -55,7 +55,9 @@ impl Change {
                 };
                 graph.add_bitmap(&add.node, &options)
             }
-            Change::Remove(BlockDirtyBitmap { node, name }) => graph.remove_bitmap(&node, &name),
+            Change::Remove(BlockDirtyBitmap { node, name }) => {
+                graph.remove_bitmap(&node, &name).await
+            }
             Change::Clear(BlockDirtyBitmap { node, name }) => {
                 graph.clear_bitmap(&node, &name).await
             }

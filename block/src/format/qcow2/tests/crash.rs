@@ -117,7 +117,7 @@ async fn deed(graph: &BlockGraph, node: &BlockNode, history: &History, rng: &mut
             if let Some(name) = bitmaps.first().and_then(|first| first.name.clone())
                 && bitmaps.len() >= BITMAPS
             {
-                graph.remove_bitmap("disk", &name).unwrap().commit();
+                graph.remove_bitmap("disk", &name).await.unwrap().commit();
             }
         }
         4 => {

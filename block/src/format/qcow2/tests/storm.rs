@@ -177,7 +177,7 @@ async fn deed(image: &Simulated, truth: &RefCell<Truth>, rng: &mut Rng, number: 
         7 => {
             let names: Vec<_> = node.bitmaps().iter().filter_map(|one| one.name.clone()).collect();
             if let Some(name) = names.first() {
-                graph.remove_bitmap("disk", name).unwrap().commit();
+                graph.remove_bitmap("disk", name).await.unwrap().commit();
                 truth.borrow_mut().bitmaps.remove(name);
             }
         }
