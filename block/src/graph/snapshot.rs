@@ -141,6 +141,10 @@ fn check_overlay<'a>(node: &BlockNode, overlay: &'a BlockNode) -> Result<&'a Qco
     }
     if overlay.is_active() {
         check_owned_together(node, ChildRole::Backing, overlay)?;
+    } else if node.is_active() {
+        let (below, above) = (node.name(), overlay.name());
+        let text = format!("Inactive '{above}' can't take the place of active '{below}'");
+        return refuse(ErrorKind::InvalidArgument, &text);
     }
     let Some(driver) = overlay.driver::<Qcow2Driver>() else {
         let text = "The overlay does not support backing images";

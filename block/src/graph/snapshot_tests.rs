@@ -167,6 +167,10 @@ fn what_does_not_go_together_is_refused() {
     let used = rig.export(&over);
     assert_eq!(rig.refusal(&disk, &over), "The overlay is already in use");
     drop(used);
+    rig.run(rig.graph.inactivate("over")).unwrap();
+    let not_ours = "Inactive 'over' can't take the place of active 'disk'";
+    assert_eq!(rig.refusal(&disk, &over), not_ours);
+    rig.run(rig.graph.activate("over")).unwrap();
     rig.snapshot(&disk, &over).unwrap();
     assert_eq!(rig.refusal(&other, &over), "The overlay already has a backing image");
     let busy = "Node 'disk' is busy: node is used as backing hd of 'over'";
