@@ -238,6 +238,13 @@ impl BlockGraph {
         self.nodes().into_iter().rev().find(|node| node.name() == name)
     }
 
+    fn named(&self, name: &str) -> Result<BlockNode> {
+        self.node(name).ok_or_else(|| {
+            let context = format!("Failed to find node with node-name='{name}'");
+            Error::new(ErrorKind::NotFound, context)
+        })
+    }
+
     /// Every root, in the order they were made.
     pub fn backends(&self) -> Vec<BlockBackend> {
         let mut backends = self.0.backends.borrow_mut();
@@ -264,13 +271,7 @@ impl BlockGraph {
     /// Takes a node out that nobody uses, after it and all that goes with it was written out and left
     /// clean. Where that can never be done any more, it is taken out as it is.
     pub async fn remove(&self, name: &str) -> Result<()> {
-        let find = || {
-            self.node(name).ok_or_else(|| {
-                let context = format!("Failed to find node with node-name='{name}'");
-                Error::new(ErrorKind::NotFound, context)
-            })
-        };
-        let node = find()?;
+        let node = self.named(name)?;
         self.check_removable(&node)?;
         // Formats leave their images as the next program likes to find them.
         let going = self.goes_with(&node);

@@ -48,10 +48,12 @@ impl BlockGraph {
         taken
     }
 
-    /// Takes write ownership of `node` and of all below it; all or none.
-    pub async fn activate(&self, node: &BlockNode) -> Result<()> {
+    /// Takes write ownership of the node of that name and of all below it; all or none.
+    pub async fn activate(&self, name: &str) -> Result<()> {
         let turn = self.turn().await;
-        let taken = self.activate_nodes(children_first(std::slice::from_ref(node)), None).await;
+        // Not before: while it is opened anew another has its name.
+        let node = self.named(name)?;
+        let taken = self.activate_nodes(children_first(&[node]), None).await;
         drop(turn);
         taken
     }
@@ -75,7 +77,7 @@ impl BlockGraph {
         let woken = self.wake_devices(&children_first)?;
         let mut done: Vec<BlockNode> = Vec::new();
         for node in children_first {
-            if node.is_active() {
+            if node.is_active() || self.is_left(&node) {
                 continue;
             }
             let result = match expected_mark(&node, only_if) {
@@ -95,6 +97,11 @@ impl BlockGraph {
         }
         drop(drained);
         Ok(())
+    }
+
+    /// Whether nobody has this node any more but who looks at it: it was removed meanwhile, and given up for good.
+    fn is_left(&self, node: &BlockNode) -> bool {
+        !self.is_owned(node) && node.0.live_parents().is_empty()
     }
 
     /// Gives the devices that wait for ownership of `nodes` their permissions, all or none: an export
@@ -119,10 +126,20 @@ impl BlockGraph {
     /// Devices must have been stopped: their requests that wait would be refused too.
     pub async fn inactivate_all(&self) -> Result<()> {
         let turn = self.turn().await;
-        let nodes = children_first(&self.nodes());
-        let given_up = self.inactivate_nodes(nodes.into_iter().rev().collect()).await;
+        let given_up = self.inactivate_nodes(parents_first(&self.nodes())).await;
         drop(turn);
         given_up
+    }
+
+    /// The same for a migration. Answers the marks that the images are left with, by which
+    /// [`activate_all`](Self::activate_all) can tell whether somebody else has written to them.
+    pub async fn hand_over(&self) -> Result<Generations> {
+        let turn = self.turn().await;
+        // Not before: a command under way may advance them.
+        let marks = self.generations().await?;
+        let given_up = self.inactivate_nodes(parents_first(&self.nodes())).await;
+        drop(turn);
+        given_up.map(|()| marks)
     }
 
     /// The end: makes everything durable and gives every node up. Images that have nothing to do with each other
@@ -131,13 +148,12 @@ impl BlockGraph {
     /// # Errors
     /// Something could not be made durable. All that could be done was done.
     pub async fn close_all(&self) -> Result<()> {
-        let mut parents_first = children_first(&self.nodes());
-        parents_first.reverse();
         let close = |nodes| {
             let graph = self.clone();
             self.executor().spawn(async move { graph.close_together(nodes).await })
         };
-        let closing: Vec<_> = separate(parents_first).into_iter().map(close).collect();
+        let closing: Vec<_> =
+            separate(parents_first(&self.nodes())).into_iter().map(close).collect();
         let mut result = Ok(());
         for closed in closing {
             result = result.and(closed.await);
@@ -156,15 +172,16 @@ impl BlockGraph {
         result
     }
 
-    /// [`inactivate_all`](Self::inactivate_all) for `node` and for those below it that no other active node
-    /// uses.
+    /// [`inactivate_all`](Self::inactivate_all) for the node of that name and for those below it that no other
+    /// active node uses.
     ///
     /// # Errors
-    /// `Busy` if somebody writes to one of them, or an active node is over `node`.
-    pub async fn inactivate(&self, node: &BlockNode) -> Result<()> {
+    /// `Busy` if somebody writes to one of them, or an active node is over it.
+    pub async fn inactivate(&self, name: &str) -> Result<()> {
         let turn = self.turn().await;
+        let node = self.named(name)?;
         let mut going: Vec<BlockNode> = Vec::new();
-        for below in children_first(std::slice::from_ref(node)).into_iter().rev() {
+        for below in parents_first(std::slice::from_ref(&node)) {
             let stays = |edge: &Edge| match &*edge.0.parent.borrow() {
                 Parent::Node(parent) => parent.upgrade().is_some_and(|parent| {
                     parent.active.get() && !going.iter().any(|node| Rc::ptr_eq(&node.0, &parent))
@@ -173,7 +190,7 @@ impl BlockGraph {
             };
             if !below.0.live_parents().iter().any(stays) {
                 going.push(below);
-            } else if below.is_same(node) {
+            } else if below.is_same(&node) {
                 return Err(Error::new(ErrorKind::Busy, "Node has active parent node"));
             }
         }
@@ -250,6 +267,13 @@ pub(super) fn children_first(nodes: &[BlockNode]) -> Vec<BlockNode> {
     for node in nodes {
         visit(node, &mut order);
     }
+    order
+}
+
+/// The same, each before everything below it.
+fn parents_first(nodes: &[BlockNode]) -> Vec<BlockNode> {
+    let mut order = children_first(nodes);
+    order.reverse();
     order
 }
 

@@ -1,8 +1,15 @@
+use std::time::Duration;
+
 use super::super::BitmapOptions;
 use super::super::test_rig::Rig;
+use crate::backend::BackendKind;
+use crate::buf::IoBuf;
+use crate::edge::EdgePerms;
 use crate::filter::blkdebug::{BlkdebugOptions, InjectError, IoType};
 use crate::format::qcow2::BackingRef;
+use crate::node::NodeOptions;
 use crate::open::{BlockdevOptions, BlockdevRef, DriverOptions};
+use crate::testing::{Effect, Fault, SimDisk, SimOp, SimOptions};
 
 /// A node that cannot be flushed.
 fn bad(rig: &Rig) {
@@ -38,19 +45,19 @@ fn a_node_is_given_up_and_taken_back_alone() {
     let (base, other) = (rig.raw("base"), rig.raw("other"));
     let top = rig.image("top", "base", BackingRef::Node(BlockdevRef::Name("base".into())));
     let root = rig.export(&top);
-    let busy = rig.run(rig.graph.inactivate(&top)).unwrap_err();
+    let busy = rig.run(rig.graph.inactivate(top.name())).unwrap_err();
     assert_eq!(busy.to_string(), "export 'e' still writes to node 'top': end it first");
     drop(root);
-    let above = rig.run(rig.graph.inactivate(&base)).unwrap_err();
+    let above = rig.run(rig.graph.inactivate(base.name())).unwrap_err();
     assert_eq!(above.to_string(), "Node has active parent node");
-    rig.run(rig.graph.inactivate(&top)).unwrap();
+    rig.run(rig.graph.inactivate(top.name())).unwrap();
     assert!(!top.is_active() && !base.is_active() && !top.children()[0].node().is_active());
     assert!(other.is_active());
     assert!(rig.try_write(&rig.export(&top), 0, 1).is_err());
     // From below: what is over it stays as it is.
-    rig.run(rig.graph.activate(&base)).unwrap();
+    rig.run(rig.graph.activate(base.name())).unwrap();
     assert!(base.is_active() && !top.is_active());
-    rig.run(rig.graph.activate(&top)).unwrap();
+    rig.run(rig.graph.activate(top.name())).unwrap();
     rig.write(&rig.export(&top), 0, 1);
 }
 
@@ -58,7 +65,7 @@ fn a_node_is_given_up_and_taken_back_alone() {
 fn what_another_process_may_own_is_below_nothing_that_this_one_owns() {
     let rig = Rig::new();
     let base = rig.raw("base");
-    rig.run(rig.graph.inactivate(&base)).unwrap();
+    rig.run(rig.graph.inactivate(base.name())).unwrap();
     let over = |active| BlockdevOptions {
         active: Some(active),
         ..BlockdevOptions::raw(BlockdevRef::Name("base".into()))
@@ -69,7 +76,7 @@ fn what_another_process_may_own_is_below_nothing_that_this_one_owns() {
         "{refused}"
     );
     let above = rig.run(rig.graph.open(&over(false))).unwrap();
-    rig.run(rig.graph.activate(&above)).unwrap();
+    rig.run(rig.graph.activate(above.name())).unwrap();
     assert!(above.is_active() && base.is_active());
 }
 
@@ -80,13 +87,13 @@ fn a_bitmap_is_stored_only_with_an_image_that_this_process_owns() {
     rig.raw("base");
     let top = rig.image("top", "base", BackingRef::Node(BlockdevRef::Name("base".into())));
     let options = BitmapOptions { name: "b".into(), persistent: true, ..BitmapOptions::default() };
-    rig.run(rig.graph.inactivate(&top)).unwrap();
+    rig.run(rig.graph.inactivate(top.name())).unwrap();
     let refused = rig.graph.add_bitmap("top", &options).map(drop).unwrap_err().to_string();
     assert!(refused.starts_with("Can't make bitmap 'b' persistent in 'top': it is inactive"));
-    rig.run(rig.graph.activate(&top)).unwrap();
+    rig.run(rig.graph.activate(top.name())).unwrap();
     rig.graph.add_bitmap("top", &options).unwrap().commit();
-    rig.run(rig.graph.inactivate(&top)).unwrap();
-    rig.run(rig.graph.activate(&top)).unwrap();
+    rig.run(rig.graph.inactivate(top.name())).unwrap();
+    rig.run(rig.graph.activate(top.name())).unwrap();
     assert_eq!(top.bitmaps().len(), 1);
 }
 
@@ -101,10 +108,73 @@ fn ownership_changes_hands_when_no_other_change_is_under_way() {
         let waiting = rig.executor.spawn(async move {
             if active { graph.activate_all(None).await } else { graph.inactivate_all().await }
         });
-        rig.run(rig.executor.sleep(std::time::Duration::from_millis(50)));
+        rig.run(rig.executor.sleep(Duration::from_millis(50)));
         assert!(!waiting.is_finished() && node.is_active() != active);
         drop(turn);
         rig.run(waiting).unwrap();
         assert_eq!(node.is_active(), active);
     }
+}
+
+/// A command that is under way may be the one that advances a mark.
+#[test]
+fn the_marks_of_a_hand_over_are_those_that_the_images_are_left_with() {
+    let rig = Rig::new();
+    let disk = rig.raw("disk");
+    let device = || {
+        let perms = EdgePerms::READ_WRITE;
+        rig.graph.add_backend(BackendKind::Device, "d", &disk, perms).unwrap()
+    };
+    let first = device();
+    let turn = rig.run(rig.graph.turn());
+    let graph = rig.graph.clone();
+    let waiting = rig.executor.spawn(async move { graph.hand_over().await });
+    rig.run(rig.executor.sleep(Duration::from_millis(50)));
+    // Who begins to write advances the mark.
+    drop(first);
+    let _second = device();
+    drop(turn);
+    let marks = rig.run(waiting).unwrap();
+    assert!(marks == rig.run(rig.graph.generations()).unwrap());
+    if marks.unmarked().is_empty() {
+        rig.run(rig.graph.activate_all(Some(&marks))).unwrap();
+    }
+}
+
+/// While it waits for its turn another node may get the name.
+#[test]
+fn who_is_given_up_by_name_is_who_has_it_then() {
+    let rig = Rig::new();
+    rig.raw("disk");
+    let turn = rig.run(rig.graph.turn());
+    let graph = rig.graph.clone();
+    let waiting = rig.executor.spawn(async move { graph.inactivate("disk").await });
+    rig.run(rig.executor.sleep(Duration::from_millis(50)));
+    let anew = BlockdevOptions::raw_file(rig.path("disk"));
+    let anew = BlockdevOptions { node_name: Some("disk".into()), ..anew };
+    rig.run(rig.graph.reopen(&[anew])).unwrap();
+    drop(turn);
+    rig.run(waiting).unwrap();
+    assert!(!rig.graph.node("disk").unwrap().is_active());
+}
+
+#[test]
+fn what_is_removed_meanwhile_is_taken_by_nobody() {
+    let rig = Rig::new();
+    let slow = SimDisk::new(&rig.executor, SimOptions::new(1 << 20, 1).instant());
+    let disk = slow.clone();
+    let busy = rig.run(rig.graph.add(Some("slow"), disk, NodeOptions::default())).unwrap();
+    let reader = rig.graph.add_backend(BackendKind::Device, "d", &busy, EdgePerms::READ).unwrap();
+    let removed = rig.raw("removed");
+    rig.run(rig.graph.inactivate_all()).unwrap();
+    slow.inject(Fault::once(SimOp::Read, Effect::Hang));
+    let reading = rig.executor.spawn(async move { reader.read(0, IoBuf::alloc(512)).await });
+    let graph = rig.graph.clone();
+    let taking = rig.executor.spawn(async move { graph.activate_all(None).await });
+    rig.run(rig.executor.sleep(Duration::from_millis(50)));
+    rig.run(rig.graph.remove("removed")).unwrap();
+    slow.heal();
+    rig.run(taking).unwrap();
+    drop(reading);
+    assert!(rig.graph.node("slow").unwrap().is_active() && !removed.is_active());
 }

@@ -37,15 +37,11 @@ impl Storage {
     pub(super) async fn blockdev_set_active(&self, arguments: BlockdevSetActive) -> Result<()> {
         let BlockdevSetActive { node_name, active } = arguments;
         let set = move |graph: BlockGraph| async move {
-            let node = match node_name {
-                Some(name) => Some(find(&graph, None, Some(&name))?),
-                None => None,
-            };
-            match (node, active) {
+            match (node_name, active) {
                 (None, true) => graph.activate_all(None).await,
                 (None, false) => graph.inactivate_all().await,
-                (Some(node), true) => graph.activate(&node).await,
-                (Some(node), false) => graph.inactivate(&node).await,
+                (Some(name), true) => graph.activate(&name).await,
+                (Some(name), false) => graph.inactivate(&name).await,
             }
         };
         self.on_graph(set).await

@@ -111,6 +111,9 @@ impl SourceMachine for Source {
 
     fn stop_guest(&mut self) -> MigrationResult<()> {
         self.stopped_from = self.ask(|control| async move {
+            // What changes the graph ends first: the guest would stand still for as long as that takes.
+            let wait = |graph: BlockGraph| async move { drop(graph.turn().await) };
+            control.blocks().call(wait).await?;
             let change = control.change().await;
             let was = control.machine.run_state();
             let halted = control.halt(&change, RunState::FinishMigrate).await;
@@ -134,10 +137,7 @@ impl SourceMachine for Source {
 
     fn inactivate(&mut self) -> MigrationResult<Ownership> {
         let generations = self.ask(|control| async move {
-            let give_up = |graph: BlockGraph| async move {
-                let marks = graph.generations().await?;
-                graph.inactivate_all().await.map(|()| marks)
-            };
+            let give_up = |graph: BlockGraph| async move { graph.hand_over().await };
             Ok(control.blocks().call(give_up).await.and_then(|given| given)?)
         })?;
         let marks = generations.iter().map(|(name, mark)| (name.to_owned(), mark)).collect();

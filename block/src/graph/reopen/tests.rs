@@ -334,7 +334,7 @@ fn a_node_that_another_process_owns_stays_so_beside_others() {
     let other =
         BlockdevOptions { node_name: Some("other".into()), ..BlockdevOptions::raw_file(other) };
     let node = rig.executor.block_on(rig.graph.open(&other)).unwrap();
-    rig.executor.block_on(rig.graph.inactivate(&node)).unwrap();
+    rig.executor.block_on(rig.graph.inactivate(node.name())).unwrap();
     drop(node);
     rig.reopen(&[rig.options(), other]).unwrap();
     let active: Vec<_> = rig.graph.nodes().iter().map(BlockNode::is_active).collect();
