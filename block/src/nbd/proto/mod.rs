@@ -46,13 +46,12 @@ pub(crate) mod export {
     pub(crate) const SEND_FAST_ZERO: u16 = 1 << 11;
     pub(crate) const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 
-    /// What a client may ask for when the export can do it, with what that is called.
-    pub(crate) const OFFERS: [(u16, &str); 6] = [
+    /// What our client asks for when the export can do it, with what that is called.
+    pub(crate) const OFFERS: [(u16, &str); 5] = [
         (SEND_FLUSH, "flush"),
         (SEND_FUA, "make single writes durable"),
         (SEND_TRIM, "trim"),
         (SEND_WRITE_ZEROES, "write zeroes"),
-        (SEND_CACHE, "cache"),
         (SEND_FAST_ZERO, "refuse slow zeroes"),
     ];
 }

@@ -212,3 +212,19 @@ fn a_server_that_can_do_less_is_not_gone_on_with() {
         assert!(error.contains("it cannot make single writes durable any more"), "{error}");
     });
 }
+
+#[test]
+fn servers_that_can_do_more_or_less_take_turns() {
+    with_rig(async |rig| {
+        let plain = ["--filter=fua", "--filter=nocache", "--filter=nozero"];
+        rig.serve(&plain);
+        let node = rig.connect(6, 1).await;
+        for (round, filters) in (1..).zip([&plain[..0], &plain[1..], &plain]) {
+            rig.kill();
+            rig.serve(filters);
+            let data = IoBuf::from_vec(&[round; 512]);
+            node.write(0, data, WriteFlags::FUA).await.unwrap();
+            assert_eq!(rig.read(&node, 0).await.unwrap(), [round; 512]);
+        }
+    });
+}

@@ -7,6 +7,8 @@
 //! ends. So a disk that has grown is carried on over new links, and those from before end with their
 //! last answers.
 
+mod successor;
+
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
@@ -22,8 +24,10 @@ use super::link::Link;
 use super::negotiate::Facts;
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::{Executor, within};
-use crate::nbd::proto::{HeaderStyle, export};
+use crate::nbd::proto::export;
 use crate::net::Stream;
+
+use successor::succeed;
 
 /// Time between two attempts to connect: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -135,7 +139,7 @@ impl Session {
             let connected = within(&self.executor, ATTEMPT, connect(&self.executor, &self.target));
             match connected.await {
                 _ if self.state.get() != State::Up => return,
-                Some(Ok((stream, facts))) if self.check_same_disk(&facts).is_ok() => {
+                Some(Ok((stream, facts))) if succeed(&self.facts(), &facts).is_ok() => {
                     self.links.borrow_mut().push(Link::start(self, stream, facts));
                 }
                 Some(Err(error)) => {
@@ -163,7 +167,7 @@ impl Session {
         id
     }
 
-    /// What the server offers, as last heard.
+    /// What the server offers, as last heard, as far as the first one offered it too.
     pub(super) fn facts(&self) -> Facts {
         self.facts.get()
     }
@@ -346,12 +350,12 @@ async fn reconnect(session: Weak<Session>) {
         }
         let connected = connected.unwrap_or_else(|| Err(no_answer()));
         let checked = connected.and_then(|(stream, facts)| {
-            this.check_same_disk(&facts)?;
-            Ok((stream, facts))
+            let kept = succeed(&this.facts(), &facts)?;
+            Ok((stream, facts, kept))
         });
         match checked {
-            Ok((stream, facts)) => {
-                this.go_on_over(stream, facts);
+            Ok((stream, facts, kept)) => {
+                this.go_on_over(stream, facts, kept);
                 this.add_links().await;
                 return;
             }
@@ -378,7 +382,7 @@ impl Session {
             let text = format!("{} accepts no connection more", self.target.options.filename());
             Err(no_answer().context(text))
         })?;
-        self.check_same_disk(&facts)?;
+        let kept = succeed(&self.facts(), &facts)?;
         // What the old links have answered is made durable over them: another connection's flush
         // need not do that.
         if self.state.get() == State::Up && self.facts.get().can(export::SEND_FLUSH) {
@@ -386,53 +390,25 @@ impl Session {
         }
         match self.state.get() {
             State::Over => return Err(self.failure()),
-            State::Up if facts.size <= self.facts.get().size => {
+            State::Up if kept.size <= self.facts.get().size => {
                 Link::start(self, stream, facts).disconnect();
                 return Ok(());
             }
             _ => {}
         }
         self.links.borrow().iter().for_each(|link| link.retire());
-        self.go_on_over(stream, facts);
+        self.go_on_over(stream, facts, kept);
         let this = Rc::clone(self);
         drop(self.executor.spawn(async move { this.add_links().await }));
         Ok(())
     }
 
-    /// Takes what a new connection says for what holds now, and sends over it whatever waits.
-    fn go_on_over(self: &Rc<Self>, stream: Stream, facts: Facts) {
-        self.facts.set(facts);
+    /// Sends over a new connection whatever waits; what it says and what holds of that.
+    fn go_on_over(self: &Rc<Self>, stream: Stream, facts: Facts, kept: Facts) {
+        self.facts.set(kept);
         self.state.set(State::Up);
         self.links.borrow_mut().push(Link::start(self, stream, facts));
         self.unanswered(|link| link.is_none()).into_iter().for_each(|key| self.send(key));
-    }
-
-    /// Whether requests that were made for what was there before make sense now.
-    fn check_same_disk(&self, now: &Facts) -> Result<()> {
-        let before = self.facts.get();
-        let refuse = |text: String| {
-            let text = format!("another disk is exported there now: {text}");
-            Err(Error::new(ErrorKind::Io, text))
-        };
-        if now.size < before.size {
-            return refuse(format!("it has {} bytes, not {}", now.size, before.size));
-        }
-        if now.flags & export::READ_ONLY != before.flags & export::READ_ONLY {
-            return refuse("one of the two is read-only".to_owned());
-        }
-        let shorter = before.style == HeaderStyle::Extended && now.style != HeaderStyle::Extended;
-        if shorter || now.min_block > before.min_block || now.max_payload < before.max_payload {
-            return refuse("it does not take requests as they were taken before".to_owned());
-        }
-        // What was asked for by these comes again as it was.
-        let lost = before.flags & !now.flags;
-        if let Some((_, verb)) = export::OFFERS.iter().find(|(flag, _)| lost & flag != 0) {
-            return refuse(format!("it cannot {verb} any more"));
-        }
-        if before.context.is_some() && now.context.is_none() {
-            return refuse("it does not tell any more what its bytes are".to_owned());
-        }
-        Ok(())
     }
 }
 
