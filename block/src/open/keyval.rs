@@ -44,7 +44,7 @@ fn place_at(
 ) -> Result<()> {
     let refuse = |text: String| Err(Error::new(ErrorKind::InvalidArgument, text));
     let inconsistent = |name: &str| refuse(format!("Parameters '{name}.*' used inconsistently"));
-    let mut names = key.split('.').peekable();
+    let mut names = names(key).peekable();
     while let Some(name) = names.next() {
         if name.is_empty() || depth == 0 {
             return refuse(format!("Invalid parameter '{key}'"));
@@ -66,6 +66,20 @@ fn place_at(
         }
     }
     Ok(())
+}
+
+/// The names between dots. One that begins with `__` is the own of somebody, whose domain comes first with the
+/// dots that it has: `__org.example_name`.
+fn names(key: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(key);
+    std::iter::from_fn(move || {
+        let key = rest.take()?;
+        let domain = key.strip_prefix("__").and_then(|own| own.find('_')).map_or(0, |len| len + 2);
+        let Some(dot) = key[domain..].find('.') else { return Some(key) };
+        let (name, below) = key.split_at(domain + dot);
+        rest = Some(&below[1..]);
+        Some(name)
+    })
 }
 
 #[cfg(test)]
@@ -98,6 +112,15 @@ mod tests {
         ];
         let expected = json!({"a": {"b": 3, "c": {"d": 2}, "e": null}, "f": "y"});
         assert_eq!(placed(&pairs).unwrap(), expected);
+    }
+
+    #[test]
+    fn names_of_others_have_their_domain_with_its_dots() {
+        let pairs =
+            [("a.__org.b_c", json!(1)), ("__org.b-e.de_f.g", json!(2)), ("__h.i", json!(3))];
+        let expected = json!({"a": {"__org.b_c": 1}, "__org.b-e.de_f": {"g": 2}, "__h": {"i": 3}});
+        assert_eq!(placed(&pairs).unwrap(), expected);
+        assert!(placed(&[("__a_b..c", json!(1))]).is_err());
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub struct NbdOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_dirty_bitmap: Option<String>,
     /// How many connections to share the work, where the server allows more than one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", alias = "__org.ferry_x-connections")]
     pub x_connections: Option<u32>,
 }
 
@@ -110,6 +110,12 @@ mod tests {
         let tcp = NbdOptions::new(SocketAddress::tcp("h", DEFAULT_PORT), None);
         assert_eq!(read(r#"{"host": "h"}"#).unwrap(), tcp);
         assert_eq!(read(&serde_json::to_string(&unix).unwrap()).unwrap(), unix);
+        // QMP has it as our own.
+        let several = NbdOptions { x_connections: Some(4), ..unix.clone() };
+        for name in ["x-connections", "__org.ferry_x-connections"] {
+            let text = format!(r#"{{"path": "/s", "export": "e", "{name}": 4}}"#);
+            assert_eq!(read(&text).unwrap(), several);
+        }
         for (bad, why) in [
             (r#"{"export": "e"}"#, "address missing"),
             (r#"{"path": "/s", "host": "h"}"#, "path and host"),
