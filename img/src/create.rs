@@ -8,6 +8,7 @@ use ferry_block::format::qcow2;
 use ferry_block::format::qcow2::create::Preallocation as Allocated;
 use ferry_block::protocol::file::{self, FileDriver};
 use ferry_block::{BlockBackend, IoBuf, WriteFlags};
+use serde_json::Value;
 
 use crate::failure::{Failure, Result};
 use crate::keyval;
@@ -268,11 +269,24 @@ async fn create_qcow2(session: &Session, new: &New<'_>) -> Result<bool> {
 /// Whether both names are those of one file of the host, however they are written: a new image in the place
 /// of the one below it would be the end of that.
 fn is_same_file(one: &str, other: &str) -> bool {
-    let file = |name: &str| match Location::parse(name) {
-        Ok(Location::File(path)) => std::fs::metadata(path).ok().map(|it| (it.dev(), it.ino())),
-        _ => None,
+    let file = |name: &str| {
+        let path = match Location::parse(name).ok()? {
+            Location::File(path) => path,
+            Location::Protocol(options) | Location::Image(options) => {
+                bottom_file(&options)?.to_owned()
+            }
+        };
+        std::fs::metadata(path).ok().map(|it| (it.dev(), it.ino()))
     };
     one == other || file(one).is_some_and(|found| file(other) == Some(found))
+}
+
+/// The file of the host below everything that is described.
+fn bottom_file(options: &Value) -> Option<&str> {
+    match &options["file"] {
+        Value::Null => options["filename"].as_str(),
+        below => bottom_file(below),
+    }
 }
 
 /// Bytes of the disk in an image that is to lie below another. It may be in use: who takes a snapshot of

@@ -148,6 +148,8 @@ fn an_image_is_not_made_in_the_place_of_the_one_below_it() {
         "create -f qcow2 -b ./a.qcow2 -F raw a.qcow2",
         "create -f qcow2 -b ../a.qcow2 -F qcow2 d/link",
         "create -f qcow2 -u -b a.qcow2 -F qcow2 a.qcow2 4M",
+        r#"create -f qcow2 -b json:{"driver":"qcow2","file":{"driver":"file","filename":"a.qcow2"}} -F qcow2 a.qcow2"#,
+        r#"create -f qcow2 -b a.qcow2 -F qcow2 json:{"driver":"file","filename":"a.qcow2"}"#,
         "create -f qcow2 -o data_file=a.qcow2 -b d/link -F qcow2 b.qcow2",
         "convert -f raw -O qcow2 -B a.qcow2 -F qcow2 d/link a.qcow2",
     ] {
