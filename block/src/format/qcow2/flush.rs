@@ -77,16 +77,17 @@ impl Image {
         }
     }
 
-    /// Makes a request that changes the disk. If there is no room for it, it is made again when what waits for a flush
-    /// has been freed. It holds no pass meanwhile, for which the reaper would wait.
+    /// Makes a request that changes the disk. If there is no room for it while something waits to be freed, it is made
+    /// again after that. It holds no pass meanwhile, for which the reaper would wait.
     pub(super) async fn with_room<R>(&self, request: impl Fn() -> R) -> Result<()>
     where
         R: Future<Output = Result<()>>,
     {
+        let rounds = self.frees.rounds();
+        let may_help = || !self.frees.is_idle() || self.frees.rounds() != rounds;
         match request().await {
-            Err(error) if error.kind() == ErrorKind::NoSpace => {
+            Err(error) if error.kind() == ErrorKind::NoSpace && may_help() => {
                 Box::pin(async {
-                    tracing::debug!("{} has no room: {error}", self.name());
                     self.flush().await?;
                     self.reaped().await;
                     request().await

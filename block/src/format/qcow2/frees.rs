@@ -48,6 +48,8 @@ pub(super) struct Frees {
     dropped: RefCell<Vec<Free>>,
     durable: RefCell<Vec<Free>>,
     reaping: Cell<bool>,
+    /// How often the reaper has come to an end.
+    rounds: Cell<u64>,
     changed: Notify,
 }
 
@@ -81,6 +83,11 @@ impl Frees {
     /// Whether nothing waits to be freed at any station.
     pub(super) fn is_idle(&self) -> bool {
         self.dropped.borrow().is_empty() && self.durable.borrow().is_empty() && !self.reaping.get()
+    }
+
+    /// Changes when something was freed.
+    pub(super) fn rounds(&self) -> u64 {
+        self.rounds.get()
     }
 
     /// A flush begins: what it will make durable.
@@ -132,6 +139,7 @@ impl Image {
                 }
             }
             image.frees.reaping.set(false);
+            image.frees.rounds.set(image.frees.rounds.get() + 1);
             image.frees.changed.notify_all();
         });
     }
