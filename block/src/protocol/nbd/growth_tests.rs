@@ -63,9 +63,29 @@ impl Rig {
         self.graph.node("disk").unwrap().resize(len).await.unwrap();
     }
 
+    /// A write of ones to the first bytes that reaches the disk and stays there.
+    async fn hanging_write(&self, node: &BlockNode) -> Task<Result<()>> {
+        self.disk.inject(Fault::once(SimOp::Write, Effect::Hang));
+        let before = self.disk.counts().writes.0;
+        let hanging = write(&self.executor, node, 0, 1);
+        while self.disk.counts().writes.0 == before {
+            self.pause(1).await;
+        }
+        hanging
+    }
+
+    fn flush(&self, node: &BlockNode) -> Task<Result<()>> {
+        let node = node.clone();
+        self.executor.spawn(async move { node.flush().await })
+    }
+
+    async fn pause(&self, milliseconds: u64) {
+        self.executor.sleep(Duration::from_millis(milliseconds)).await;
+    }
+
     async fn client_count(&self, export: &Export, count: usize) {
         while export.client_count() != count {
-            self.executor.sleep(Duration::from_millis(1)).await;
+            self.pause(1).await;
         }
     }
 }
@@ -103,12 +123,7 @@ fn the_new_part_is_there_and_what_was_under_way_comes_to_its_end() {
             let node = rig.connect(connections).await;
             rig.client_count(&export, connections as usize).await;
             rig.grow(old + NEW).await;
-            rig.disk.inject(Fault::once(SimOp::Write, Effect::Hang));
-            let before = rig.disk.counts().writes.0;
-            let hanging = write(&rig.executor, &node, 0, 1);
-            while rig.disk.counts().writes.0 == before {
-                rig.executor.sleep(Duration::from_millis(1)).await;
-            }
+            let hanging = rig.hanging_write(&node).await;
             resize(&node, old + NEW).await.unwrap();
             assert_eq!(node.len(), old + NEW);
             write(&rig.executor, &node, old + NEW - 4096, 2).await.unwrap();
@@ -149,6 +164,78 @@ fn a_connection_that_breaks_with_a_request_gives_it_to_the_new_ones() {
         hanging.await.unwrap();
         assert_eq!(byte_at(&node, 0).await, 1);
         assert_eq!(export.client_count(), 1);
+    });
+}
+
+/// A flush over one connection need not cover what another one has acknowledged.
+#[test]
+fn what_old_connections_acknowledge_is_made_durable_over_them() {
+    Rig::run(async |rig| {
+        let (_server, export) = rig.serve().await;
+        let node = rig.connect(1).await;
+        rig.grow(NEW).await;
+        let hanging = rig.hanging_write(&node).await;
+        resize(&node, NEW).await.unwrap();
+        let flushes = rig.disk.counts().flushes;
+        let flushing = rig.flush(&node);
+        rig.pause(50).await;
+        assert!(!flushing.is_finished(), "the write may be acknowledged and not be flushed");
+        rig.disk.heal();
+        hanging.await.unwrap();
+        flushing.await.unwrap();
+        assert_eq!(rig.disk.counts().flushes, flushes + 2, "one over each");
+        rig.client_count(&export, 1).await;
+    });
+}
+
+#[test]
+fn what_old_connections_could_not_make_durable_is_not_promised_later() {
+    Rig::run(async |rig| {
+        let (_server, export) = rig.serve().await;
+        let node = rig.connect(1).await;
+        rig.grow(NEW).await;
+        let hanging = rig.hanging_write(&node).await;
+        resize(&node, NEW).await.unwrap();
+        rig.disk.heal();
+        rig.disk.inject(Fault::once(SimOp::Flush, Effect::Fail(ErrorKind::NoSpace)));
+        hanging.await.unwrap();
+        rig.client_count(&export, 1).await;
+        for _ in 0..2 {
+            let error = node.flush().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NoSpace);
+            assert!(error.to_string().contains("over an earlier connection"), "{error}");
+        }
+        assert_eq!(byte_at(&node, 0).await, 1);
+    });
+}
+
+#[test]
+fn a_flush_waits_no_longer_than_the_connection_lasts() {
+    Rig::run(async |rig| {
+        let (server, _export) = rig.serve().await;
+        let node = rig.connect(1).await;
+        rig.grow(NEW).await;
+        let hanging = rig.hanging_write(&node).await;
+        resize(&node, NEW).await.unwrap();
+        let flushing = rig.flush(&node);
+        let stopping = rig.executor.spawn(async move { server.stop().await });
+        rig.pause(20).await;
+        rig.disk.heal();
+        stopping.await;
+        let (_server, export) = rig.serve().await;
+        hanging.await.unwrap();
+        flushing.await.unwrap();
+        rig.client_count(&export, 1).await;
+        rig.grow(NEW + OLD).await;
+        let hanging = rig.hanging_write(&node).await;
+        resize(&node, NEW + OLD).await.unwrap();
+        let flushing = rig.flush(&node);
+        rig.pause(20).await;
+        assert!(!flushing.is_finished());
+        assert!(abandonable(&rig.graph).iter().all(|name| abandon(&rig.graph, name)));
+        assert_eq!(flushing.await.unwrap_err().kind(), ErrorKind::Disconnected);
+        assert_eq!(hanging.await.unwrap_err().kind(), ErrorKind::Disconnected);
+        rig.disk.heal();
     });
 }
 
@@ -245,8 +332,7 @@ fn make_file(path: &Path, len: u64) {
 }
 
 /// nbdkit holds a connection to the size at its begin, and delays what is under way here.
-#[test]
-fn a_file_that_grows_under_nbdkit() {
+fn grow_under_nbdkit(filters: &[&str], parameters: &[&str], seen_at_once: Option<u8>) {
     if !have_tool("nbdkit") {
         return;
     }
@@ -255,7 +341,7 @@ fn a_file_that_grows_under_nbdkit() {
     let (path, socket) = (disk.to_str().unwrap(), socket.to_str().unwrap());
     make_file(&disk, OLD);
     let delay = ["--filter=delay", "file", path, "wdelay=300ms"];
-    let peer = start("nbdkit", &[&["-f", "-U", socket][..], &delay].concat());
+    let peer = start("nbdkit", &[&["-f", "-U", socket][..], filters, &delay, parameters].concat());
     let executor = Executor::new(Clock::real()).unwrap();
     let graph = BlockGraph::new(executor.clone());
     executor.block_on(async {
@@ -266,6 +352,9 @@ fn a_file_that_grows_under_nbdkit() {
         executor.sleep(Duration::from_millis(50)).await;
         make_file(&disk, NEW);
         resize(&node, NEW).await.unwrap();
+        if let Some(byte) = seen_at_once {
+            assert_eq!(byte_at(&node, 31 * 4096).await, byte);
+        }
         write(&executor, &node, NEW - 4096, 6).await.unwrap();
         assert_eq!(byte_at(&node, NEW - 4096).await, 6);
         for writer in writers {
@@ -276,6 +365,17 @@ fn a_file_that_grows_under_nbdkit() {
     let bytes = std::fs::read(&disk).unwrap();
     assert!(bytes[..32 * 4096].iter().all(|byte| *byte == 5));
     assert!(bytes.iter().rev().take(4096).all(|byte| *byte == 6));
+}
+
+#[test]
+fn a_file_that_grows_under_nbdkit() {
+    grow_under_nbdkit(&[], &[], None);
+}
+
+/// What one connection of such a server writes another one need not see.
+#[test]
+fn a_file_that_grows_under_a_server_for_one_connection_at_a_time() {
+    grow_under_nbdkit(&["--filter=multi-conn"], &["multi-conn-mode=disable"], Some(5));
 }
 
 /// qemu-nbd holds all connections to the size when it began; it is started again.

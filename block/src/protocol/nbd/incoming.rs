@@ -266,8 +266,7 @@ impl Incoming {
             (_, Command::Status { .. }) => Err(broken("no status came")),
             _ => Ok(Answer::Done),
         };
-        link.answered();
-        session.finish(cookie, outcome);
+        session.answered(link, cookie, outcome);
     }
 }
 

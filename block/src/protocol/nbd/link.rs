@@ -28,6 +28,8 @@ pub(super) struct Link {
     wake_writer: Notify,
     /// Carries to their ends what it has, and nothing else.
     retired: Cell<bool>,
+    /// What it carries is the last.
+    parting: Cell<bool>,
     over: Cell<bool>,
 }
 
@@ -47,6 +49,7 @@ impl Link {
             expecting: Cell::default(),
             wake_writer: Notify::new(),
             retired: Cell::new(false),
+            parting: Cell::new(false),
             over: Cell::new(false),
         });
         let (reader, writer, owner) = (Rc::clone(&link), Rc::clone(&link), Rc::downgrade(session));
@@ -84,23 +87,24 @@ impl Link {
     /// A request that it carried is answered.
     pub(super) fn answered(&self) {
         self.carries(self.in_flight.get().saturating_sub(1));
-        self.leave_if_done();
     }
 
-    /// Takes leave when what it carries is answered; nothing may be sent over it any more.
+    /// From now on it only carries to their ends what it has.
     pub(super) fn retire(&self) {
         self.retired.set(true);
-        self.leave_if_done();
     }
 
     pub(super) fn is_retired(&self) -> bool {
         self.retired.get()
     }
 
-    fn leave_if_done(&self) {
-        if self.retired.get() && self.in_flight.get() == 0 {
-            self.disconnect();
-        }
+    /// What it is sent now is the last.
+    pub(super) fn part(&self) {
+        self.parting.set(true);
+    }
+
+    pub(super) fn is_parting(&self) -> bool {
+        self.parting.get()
     }
 
     fn carries(&self, requests: usize) {

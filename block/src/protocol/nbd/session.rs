@@ -7,6 +7,7 @@
 //! ends. So a disk that has grown is carried on over new links, and those from before end with their
 //! last answers.
 
+mod renewal;
 mod successor;
 
 use std::cell::{Cell, RefCell};
@@ -64,6 +65,9 @@ pub(super) struct Session {
     outage: Cell<u64>,
     /// Why the last link broke.
     why: RefCell<Option<Error>>,
+    /// Why a link that was retired could not make durable what it had acknowledged. No flush promises
+    /// anything about that any more.
+    undone: RefCell<Option<Error>>,
 }
 
 /// One request.
@@ -77,6 +81,16 @@ struct Entry {
     waker: Option<Waker>,
     /// Nobody waits for it any more: it only is there for the link's reply.
     detached: bool,
+}
+
+impl Entry {
+    fn new(command: Command) -> Entry {
+        Entry { number: 0, command, link: None, outcome: None, waker: None, detached: false }
+    }
+
+    fn is_flush(&self) -> bool {
+        matches!(self.command, Command::Flush)
+    }
 }
 
 /// Waits for a request. Dropping it lets the request go on by itself, as far as it was sent.
@@ -123,6 +137,7 @@ impl Session {
             link_count: Cell::new(0),
             outage: Cell::new(0),
             why: RefCell::default(),
+            undone: RefCell::default(),
         });
         session.links.borrow_mut().push(Link::start(&session, stream, facts));
         session.add_links().await;
@@ -178,22 +193,37 @@ impl Session {
             State::Up | State::Waiting => {}
             State::Lost | State::Over => return Err(self.failure()),
         }
-        let number = self.next_number.get();
-        self.next_number.set(number.wrapping_add(1));
-        let entry =
-            Entry { number, command, link: None, outcome: None, waker: None, detached: false };
-        let key = self.requests.borrow_mut().insert(entry);
+        let key = self.insert(Entry::new(command));
         self.send(key);
         Waiting { session: Rc::clone(self), key, done: false }.await
     }
 
-    /// Hands a request to the link with the least to do.
+    fn insert(&self, entry: Entry) -> usize {
+        let number = self.next_number.get();
+        self.next_number.set(number.wrapping_add(1));
+        self.requests.borrow_mut().insert(Entry { number, ..entry })
+    }
+
+    /// Hands a request to the link with the least to do, unless it has to wait.
     fn send(&self, key: usize) {
+        let is_flush = self.requests.borrow().get(key).is_some_and(Entry::is_flush);
+        if self.is_held(is_flush) {
+            return;
+        }
+        let undone = if is_flush { self.undone.borrow().clone() } else { None };
+        if let Some(error) = undone {
+            return self.settle(key, Err(error));
+        }
         let links = self.links.borrow();
         let current = links.iter().filter(|link| !link.is_retired());
-        let link = current.min_by_key(|link| link.in_flight());
+        if let Some(link) = current.min_by_key(|link| link.in_flight()) {
+            self.send_over(link, key);
+        }
+    }
+
+    fn send_over(&self, link: &Link, key: usize) {
         let mut requests = self.requests.borrow_mut();
-        let (Some(link), Some(entry)) = (link, requests.get_mut(key)) else { return };
+        let Some(entry) = requests.get_mut(key) else { return };
         entry.link = Some(link.id());
         let cookie = u64::from(entry.number) << 32 | key as u64;
         link.send(cookie, &entry.command);
@@ -207,8 +237,7 @@ impl Session {
         same.then(|| entry.command.clone())
     }
 
-    /// A request is answered. Whoever has found it knows that it is there.
-    pub(super) fn finish(&self, cookie: u64, outcome: Result<Answer>) {
+    fn finish(&self, cookie: u64, outcome: Result<Answer>) {
         if let Some(key) = key_of(cookie) {
             self.settle(key, outcome);
         }
@@ -236,11 +265,12 @@ impl Session {
         let Some(place) = place else { return };
         let link = self.links.borrow_mut().swap_remove(place);
         let carried = self.take_back(id);
-        if link.is_retired() && carried.is_empty() {
-            return;
+        if link.in_flight() != 0 || !link.is_retired() {
+            tracing::warn!("{}: {error}", self.target.options.filename());
         }
-        tracing::warn!("{}: {error}", self.target.options.filename());
-        self.why.replace(Some(error));
+        if link.is_retired() {
+            return self.parted();
+        }
         if self.current_links() != 0 {
             carried.into_iter().for_each(|key| self.send(key));
             return;
@@ -249,6 +279,7 @@ impl Session {
             return;
         }
         self.state.set(State::Waiting);
+        self.why.replace(Some(error));
         let this = Rc::downgrade(self);
         drop(self.executor.spawn(reconnect(this)));
         if self.reconnect_delay.is_zero() {
@@ -370,39 +401,6 @@ async fn reconnect(session: Weak<Session>) {
 }
 
 impl Session {
-    /// Asks the server, over one connection more, how long the disk is now. If it has grown, this
-    /// and others made after it take the place of all links.
-    ///
-    /// # Errors
-    /// The server does not accept one more in time, or has another disk there now.
-    pub(super) async fn look_again(self: &Rc<Self>) -> Result<()> {
-        let connecting = connect(&self.executor, &self.target);
-        let connected = within(&self.executor, ONE_MORE, connecting).await;
-        let (stream, facts) = connected.unwrap_or_else(|| {
-            let text = format!("{} accepts no connection more", self.target.options.filename());
-            Err(no_answer().context(text))
-        })?;
-        let kept = succeed(&self.facts(), &facts)?;
-        // What the old links have answered is made durable over them: another connection's flush
-        // need not do that.
-        if self.state.get() == State::Up && self.facts.get().can(export::SEND_FLUSH) {
-            self.request(Command::Flush).await?;
-        }
-        match self.state.get() {
-            State::Over => return Err(self.failure()),
-            State::Up if kept.size <= self.facts.get().size => {
-                Link::start(self, stream, facts).disconnect();
-                return Ok(());
-            }
-            _ => {}
-        }
-        self.links.borrow().iter().for_each(|link| link.retire());
-        self.go_on_over(stream, facts, kept);
-        let this = Rc::clone(self);
-        drop(self.executor.spawn(async move { this.add_links().await }));
-        Ok(())
-    }
-
     /// Sends over a new connection whatever waits; what it says and what holds of that.
     fn go_on_over(self: &Rc<Self>, stream: Stream, facts: Facts, kept: Facts) {
         self.facts.set(kept);
