@@ -228,3 +228,20 @@ fn servers_that_can_do_more_or_less_take_turns() {
         }
     });
 }
+
+#[test]
+fn what_is_said_in_the_end_names_the_reasons() {
+    with_rig(async |rig| {
+        rig.serve(&[]);
+        let node = rig.connect(5, 1).await;
+        rig.kill();
+        let reading = rig.read(&node, 0);
+        rig.serve(&["--filter=fua"]);
+        rig.pause(2000).await;
+        // From here on nobody is there.
+        rig.kill();
+        let error = reading.await.unwrap_err().to_string();
+        assert!(error.contains("the server hung up"), "{error}");
+        assert!(error.contains("it cannot make single writes durable any more"), "{error}");
+    });
+}

@@ -65,6 +65,8 @@ pub(super) struct Session {
     outage: Cell<u64>,
     /// Why the last link broke.
     why: RefCell<Option<Error>>,
+    /// Why connecting again failed since.
+    again: RefCell<Option<Error>>,
     /// Why a link that was retired could not make durable what it had acknowledged. No flush promises
     /// anything about that any more.
     undone: RefCell<Option<Error>>,
@@ -137,6 +139,7 @@ impl Session {
             link_count: Cell::new(0),
             outage: Cell::new(0),
             why: RefCell::default(),
+            again: RefCell::default(),
             undone: RefCell::default(),
         });
         session.links.borrow_mut().push(Link::start(&session, stream, facts));
@@ -280,6 +283,7 @@ impl Session {
         }
         self.state.set(State::Waiting);
         self.why.replace(Some(error));
+        self.again.take();
         let this = Rc::downgrade(self);
         drop(self.executor.spawn(reconnect(this)));
         if self.reconnect_delay.is_zero() {
@@ -332,13 +336,25 @@ impl Session {
         }
     }
 
+    /// Connecting again has failed. That nobody is there says less than why one that was there would not do.
+    fn fails_again(&self, error: Error) {
+        let mut again = self.again.borrow_mut();
+        if is_final(&error) || !again.as_ref().is_some_and(is_final) {
+            *again = Some(error);
+        }
+    }
+
     fn failure(&self) -> Error {
         let name = self.target.options.filename();
-        let text = match (self.state.get(), &*self.why.borrow()) {
-            (State::Over, _) => format!("the connection to {name} was given up"),
-            (_, Some(why)) => format!("{name} is lost: {why}"),
-            (_, None) => format!("{name} is lost"),
-        };
+        let mut text = format!("{name} is lost");
+        if self.state.get() == State::Over {
+            text = format!("the connection to {name} was given up");
+        } else if let Some(why) = &*self.why.borrow() {
+            text = format!("{text}: {why}");
+            if let Some(again) = &*self.again.borrow() {
+                text = format!("{text}; then: {again}");
+            }
+        }
         Error::new(ErrorKind::Disconnected, text)
     }
 
@@ -390,9 +406,7 @@ async fn reconnect(session: Weak<Session>) {
                 this.add_links().await;
                 return;
             }
-            Err(error) => {
-                this.why.replace(Some(error));
-            }
+            Err(error) => this.fails_again(error),
         }
         drop(this);
         executor.sleep(pause).await;
