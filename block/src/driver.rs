@@ -56,12 +56,20 @@ pub struct WriteFlags {
     /// Stored compressed where the format can and the write covers whole clusters. A wish: what
     /// cannot be compressed is written as it is.
     pub compressed: bool,
+    /// Stays what it is when an image is put below later: zeroes that would leave nothing in this layer are
+    /// written as bytes.
+    pub opaque: bool,
 }
 
 impl WriteFlags {
     /// An ordinary write.
-    pub const NONE: WriteFlags =
-        WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false };
+    pub const NONE: WriteFlags = WriteFlags {
+        fua: false,
+        may_unmap: false,
+        no_fallback: false,
+        compressed: false,
+        opaque: false,
+    };
     /// Durable on return.
     pub const FUA: WriteFlags = WriteFlags { fua: true, ..WriteFlags::NONE };
     /// Zeroes that may give the space back.

@@ -176,7 +176,7 @@ impl BlockNode {
         if range.is_empty() {
             return Ok(());
         }
-        let flags = WriteFlags { fua: flags.fua, ..WriteFlags::NONE };
+        let flags = WriteFlags { fua: flags.fua, opaque: flags.opaque, ..WriteFlags::NONE };
         let longest = BOUNCE_LIMIT.min(self.0.limits.max_transfer);
         // A piece has a whole block at least, however long that is.
         let most = longest.max(u64::from(self.0.limits.request_alignment));

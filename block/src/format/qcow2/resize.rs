@@ -163,7 +163,7 @@ impl Image {
         let below = self.backing().map_or(0, |backing| backing.len());
         let unsure = whole.max(below).min(len);
         if whole < unsure {
-            self.check_can_zero(&(whole..unsure))?;
+            self.check_can_zero(&(whole..unsure), false)?;
         }
         if let Some(data) = &self.data
             && data.len() < len

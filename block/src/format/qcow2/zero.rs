@@ -38,7 +38,7 @@ impl Image {
         self.check_end(range.end)?;
         self.run(|image| async move {
             let how = if flags.may_unmap { Emptying::Unmap } else { Emptying::Zero };
-            image.check_can_zero(&range)?;
+            image.check_can_zero(&range, flags.opaque)?;
             let result = image.zero_range(range, how).await;
             drop(pass);
             result
@@ -48,10 +48,13 @@ impl Image {
         if flags.fua { self.flush().await } else { Ok(()) }
     }
 
-    /// Version 2 has no zero clusters: only what reads as zeroes without an entry can be made so.
-    pub(super) fn check_can_zero(&self, range: &Range<u64>) -> Result<()> {
-        if self.geometry().version() == Version::V2 && !self.is_zero_below(range.start) {
-            let text = "version 2 images cannot hold zeroes over a backing file";
+    /// Version 2 has no zero clusters: only what reads as zeroes without an entry can be made so, and not if
+    /// it is to stay so over a backing file that comes later. Nor are there any over a raw data file.
+    pub(super) fn check_can_zero(&self, range: &Range<u64>, opaque: bool) -> Result<()> {
+        let is_v2 = self.geometry().version() == Version::V2;
+        let no_entry = opaque && (is_v2 || self.header.borrow().is_data_file_raw());
+        if no_entry || (is_v2 && !self.is_zero_below(range.start)) {
+            let text = "this image cannot hold zeroes over a backing file";
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
         Ok(())

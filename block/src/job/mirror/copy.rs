@@ -4,9 +4,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::state::Mirror;
-use super::{SyncMode, scan};
 use crate::backend::{BlockBackend, Pass};
-use crate::buf::IoBuf;
 use crate::driver::{Extent, ExtentKind, WriteFlags};
 use crate::edge::Edge;
 use crate::error::{Error, Result};
@@ -114,7 +112,7 @@ async fn copy_data(
         let piece = buffer.slice(0..usize::try_from(len).unwrap_or(usize::MAX));
         io.source.read(at, piece.clone()).await.map_err(on_source)?;
         mirror.target_data.borrow_mut().mark(at..at + len);
-        io.target.write(at, piece, WriteFlags::NONE).await.map_err(on_target)?;
+        io.target.write(at, piece, mirror.write_flags()).await.map_err(on_target)?;
         at += len;
     }
     mirror.return_buffer(buffer);
@@ -126,27 +124,9 @@ pub(super) async fn write_zeroes(mirror: &Mirror, target: &Edge, range: Range<u6
     if !mirror.target_data.borrow().any_dirty(range.clone()) {
         return Ok(());
     }
-    target.write_zeroes(range.clone(), WriteFlags::UNMAP).await?;
-    if mirror.options.sync != SyncMode::Full {
-        fill_absent(mirror, target, range.clone()).await?;
-    }
+    let flags = WriteFlags { may_unmap: true, ..mirror.write_flags() };
+    target.write_zeroes(range.clone(), flags).await?;
     mirror.target_data.borrow_mut().clear(range);
-    Ok(())
-}
-
-/// Writes zeroes as bytes where the target has nothing all the same, as a qcow2 image of version 2: what comes
-/// below it later would show there.
-async fn fill_absent(mirror: &Mirror, target: &Edge, range: Range<u64>) -> Result<()> {
-    let mut at = range.start;
-    while at < range.end {
-        let step = at..range.end.min(at + mirror.piece());
-        let extent = scan::ask(target.map(step.clone()).await, &step);
-        if extent.kind == ExtentKind::Absent {
-            let zeroes = IoBuf::alloc(usize::try_from(extent.len).unwrap_or(usize::MAX));
-            target.write(at, zeroes, WriteFlags::NONE).await?;
-        }
-        at += extent.len;
-    }
     Ok(())
 }
 

@@ -37,8 +37,8 @@ pub(crate) async fn write(
     bounced.copy_from_buf(&from);
     source.write(at, bounced.clone(), flags).await?;
     mirror.target_data.borrow_mut().mark(range);
-    let edge = target.clone();
-    let half = async move { edge.write(at, bounced, WriteFlags::NONE).await };
+    let (edge, how) = (target.clone(), mirror.write_flags());
+    let half = async move { edge.write(at, bounced, how).await };
     change.finish(through(mirror, half).await);
     drop(held);
     Ok(())

@@ -49,7 +49,7 @@ async fn mark_target_data(mirror: &Mirror) {
     let len = mirror.target.len();
     // Where this layer of the target has nothing, what lies below it shows; who does not copy all layers
     // may still put something there.
-    let shows_below = copy::has_backing(&mirror.target) || mirror.options.sync != SyncMode::Full;
+    let shows_below = copy::has_backing(&mirror.target) || mirror.may_get_layers();
     let mut at = 0;
     while at < len {
         pause(mirror).await;
@@ -65,7 +65,7 @@ async fn mark_target_data(mirror: &Mirror) {
 }
 
 /// An answer of `map` that makes sense; where there is none, all of `range` is data.
-pub(super) fn ask(answer: Result<Extent>, range: &Range<u64>) -> Extent {
+fn ask(answer: Result<Extent>, range: &Range<u64>) -> Extent {
     let whole = range.end - range.start;
     match answer {
         Ok(extent) if (1..=whole).contains(&extent.len) => extent,

@@ -8,6 +8,7 @@ use super::{CopyMode, MirrorOptions, SyncMode};
 use crate::backend::BlockBackend;
 use crate::bitmap::DirtyBitmap;
 use crate::buf::IoBuf;
+use crate::driver::WriteFlags;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{IoOperation, JobCtx};
 use crate::node::AttachedBitmap;
@@ -122,6 +123,16 @@ impl Mirror {
     pub(super) fn writes_through(&self) -> bool {
         let wanted = self.mode.get() == CopyMode::WriteBlocking;
         wanted && self.target_known.get() && !self.is_over()
+    }
+
+    /// Whether layers may come below the target later that hold what is not copied.
+    pub(super) fn may_get_layers(&self) -> bool {
+        self.options.sync != SyncMode::Full
+    }
+
+    /// How the target is written. What comes below it later must not show through, not even where it has zeroes.
+    pub(super) fn write_flags(&self) -> WriteFlags {
+        WriteFlags { opaque: self.may_get_layers(), ..WriteFlags::NONE }
     }
 
     /// Whether `range` can be written to the target without the rest of its granules.

@@ -1,5 +1,7 @@
 //! Sources and targets of several layers, also below filters, and targets that get their layers later.
 
+use std::time::Duration;
+
 use super::rig::{KIB, MIB, Rig, filled, pattern};
 use crate::backend::{BackendKind, BlockBackend};
 use crate::clock::Clock;
@@ -11,8 +13,11 @@ use crate::format::raw::RawDriver;
 use crate::graph::BlockGraph;
 use crate::job::JobRegistry;
 use crate::job::mirror::{self, CopyMode, MirrorOptions, SyncMode};
+use crate::nbd::{ExportOptions, Server, ServerOptions};
+use crate::net::SocketAddress;
 use crate::node::{BlockNode, NodeOptions};
-use crate::open::{BlockdevOptions, BlockdevRef};
+use crate::open::{BlockdevOptions, BlockdevRef, DetectZeroes, DiscardMode, DriverOptions};
+use crate::protocol::nbd::NbdOptions;
 use crate::testing::{Effect, Fault, Model, Overlay, SimDisk, SimOp, SimOptions, have_tool, tool};
 
 impl Rig {
@@ -111,8 +116,7 @@ fn zeroes_hide_what_shows_through_raw_in_the_target() {
 fn zeroes_go_through_before_it_is_known_what_the_target_holds() {
     Rig::run(MIB, |rig| async move {
         rig.target.fill(0, &pattern(5, MIB));
-        rig.target
-            .inject(Fault::once(SimOp::Map, Effect::Delay(std::time::Duration::from_millis(50))));
+        rig.target.inject(Fault::once(SimOp::Map, Effect::Delay(Duration::from_millis(50))));
         let options = MirrorOptions { sync: SyncMode::None, ..rig.blocking() };
         let job = rig.start(options).await;
         rig.sleep_ms(10).await;
@@ -148,66 +152,117 @@ fn parts_of_granules_go_through_once_the_whole_is_there() {
     });
 }
 
-/// Mirrors a layer to an image without one below, which gets that just before it takes the source's place.
-async fn late_layer(graph: &BlockGraph, path: impl Fn(&str) -> String, options: MirrorOptions) {
-    let named = |name: &str, image: BlockdevOptions| BlockdevOptions {
-        node_name: Some(name.to_owned()),
-        ..image
-    };
+/// A mirror to an image that gets its layers later.
+#[derive(Clone, Debug)]
+struct Late {
+    options: MirrorOptions,
+    detect: DetectZeroes,
+    /// Whether an NBD server is between the two.
+    served: bool,
+}
+
+fn named(name: &str, image: BlockdevOptions) -> BlockdevOptions {
+    BlockdevOptions { node_name: Some(name.to_owned()), ..image }
+}
+
+/// Serves node `over`, and opens that again as node `remote`.
+async fn serve(graph: &BlockGraph, path: String) -> Server {
+    let address = SocketAddress::unix(path);
+    let server = Server::bind(graph, ServerOptions::new(address.clone())).await.unwrap();
+    server.open();
+    let options = ExportOptions { writable: true, ..ExportOptions::new("export", "over") };
+    server.add(options).await.unwrap();
+    let remote = DriverOptions::Nbd(NbdOptions::new(address, Some("over".to_owned())));
+    graph.open(&named("remote", BlockdevOptions::new(remote))).await.unwrap();
+    server
+}
+
+/// Mirrors a layer to an image without one below, which gets that just before it takes the source's place, or
+/// is used without the server.
+async fn late_layer(graph: &BlockGraph, path: impl Fn(&str) -> String, late: Late) {
     let qcow2 = |name| {
         let file = BlockdevRef::nested(BlockdevOptions::file(path(name)));
         named(name, BlockdevOptions::qcow2(file))
     };
     let top = graph.open(&qcow2("top")).await.unwrap();
-    let over = graph.open(&qcow2("over")).await.unwrap();
+    let discard = (late.detect == DetectZeroes::Unmap).then_some(DiscardMode::Unmap);
+    let over = BlockdevOptions { detect_zeroes: Some(late.detect), discard, ..qcow2("over") };
+    let over = graph.open(&over).await.unwrap();
     let base = graph.open(&named("copy", BlockdevOptions::raw_file(path("copy")))).await.unwrap();
+    let server = if late.served { Some(serve(graph, path("socket")).await) } else { None };
     let perms = EdgePerms::READ_WRITE;
     let device = graph.add_backend(BackendKind::Device, "d0", &top, perms).unwrap();
     let mut expected = pattern(3, 4 * MIB);
-    if options.sync == SyncMode::Top {
+    if late.options.sync == SyncMode::Top {
         device.write(0, filled(1, 4 * KIB), WriteFlags::NONE).await.unwrap();
         expected[..4 << 10].fill(1);
+        device.write(512 * KIB, filled(0, 64 * KIB), WriteFlags::NONE).await.unwrap();
+        expected[512 << 10..576 << 10].fill(0);
+        device.write_zeroes(640 * KIB..704 * KIB, WriteFlags::NONE).await.unwrap();
+        expected[640 << 10..704 << 10].fill(0);
     }
-    let id = mirror::start(graph, options.clone()).await.unwrap();
+    let id = mirror::start(graph, late.options.clone()).await.unwrap();
     let job = JobRegistry::of(graph).find(&id).unwrap();
     while !job.info().ready {
-        graph.executor().sleep(std::time::Duration::from_millis(1)).await;
+        graph.executor().sleep(Duration::from_millis(1)).await;
     }
+    guest_writes(&device, &mut expected).await;
+    while job.info().offset < job.info().len {
+        graph.executor().sleep(Duration::from_millis(1)).await;
+    }
+    if let Some(server) = server {
+        job.cancel_block_job(false).await.unwrap();
+        job.concluded().await;
+        server.stop().await;
+        put_below(graph, &base, &over).await;
+    } else {
+        put_below(graph, &base, &over).await;
+        job.complete().unwrap();
+        job.concluded().await;
+        assert_eq!(device.node().name(), "over");
+    }
+    let is = Model::learn(&over, 0..over.len()).await.bytes().to_vec();
+    let wrong = is.iter().zip(&expected).position(|(is, was)| is != was);
+    assert_eq!(wrong, None, "{late:?}");
+}
+
+/// Writes bytes, zeroes as bytes, and zeroes, in whole clusters and in parts of them.
+async fn guest_writes(device: &BlockBackend, expected: &mut [u8]) {
     device.write(MIB + 4 * KIB, filled(7, 4 * KIB), WriteFlags::NONE).await.unwrap();
     expected[1028 << 10..1032 << 10].fill(7);
+    device.write(MIB + 256 * KIB, filled(0, 64 * KIB), WriteFlags::NONE).await.unwrap();
+    expected[1280 << 10..1344 << 10].fill(0);
     let zeroes = 3 * MIB + 4 * KIB..3 * MIB + 8 * KIB;
     device.write_zeroes(zeroes, WriteFlags::UNMAP).await.unwrap();
     expected[3076 << 10..3080 << 10].fill(0);
     device.write_zeroes(2 * MIB..2 * MIB + 128 * KIB, WriteFlags::UNMAP).await.unwrap();
     expected[2048 << 10..2176 << 10].fill(0);
-    while job.info().offset < job.info().len {
-        graph.executor().sleep(std::time::Duration::from_millis(1)).await;
-    }
+}
+
+async fn put_below(graph: &BlockGraph, base: &BlockNode, over: &BlockNode) {
     let drained = graph.drain_nodes(vec![base.clone(), over.clone()], &[]).await;
-    let taken = graph.snapshot(&base, &over, &drained).await.unwrap();
+    let taken = graph.snapshot(base, over, &drained).await.unwrap();
     drop(drained);
     taken.commit().await;
-    job.complete().unwrap();
-    job.concluded().await;
-    assert_eq!(device.node().name(), "over");
-    let wrong = content(&device).await.iter().zip(&expected).position(|(is, was)| is != was);
-    assert_eq!(wrong, None, "{options:?}");
 }
 
 #[test]
 fn what_is_copied_of_a_cluster_hides_no_layer_that_comes_later() {
+    use {CopyMode::*, DetectZeroes::*};
     if !have_tool("qemu-img") {
         return;
     }
-    for (sync, copy_mode, cluster, granularity) in [
-        (SyncMode::None, CopyMode::WriteBlocking, "64k", 0),
-        (SyncMode::Top, CopyMode::WriteBlocking, "64k", 4096),
-        (SyncMode::None, CopyMode::Background, "2M", 0),
-        (SyncMode::Top, CopyMode::Background, "2M", 0),
-        (SyncMode::None, CopyMode::Background, "64k", 4096),
+    for (sync, copy_mode, cluster, granularity, detect, served) in [
+        (SyncMode::None, WriteBlocking, "64k", 0, Off, false),
+        (SyncMode::Top, WriteBlocking, "64k", 4096, Off, false),
+        (SyncMode::None, Background, "2M", 0, On, false),
+        (SyncMode::Top, Background, "2M", 0, Off, false),
+        (SyncMode::None, Background, "64k", 4096, Off, false),
         // It can have nothing, or bytes, but no zeroes.
-        (SyncMode::None, CopyMode::WriteBlocking, "64k,compat=0.10", 0),
-        (SyncMode::Top, CopyMode::Background, "64k,compat=0.10", 0),
+        (SyncMode::None, WriteBlocking, "64k,compat=0.10", 0, Off, false),
+        (SyncMode::Top, Background, "64k,compat=0.10", 0, Off, false),
+        (SyncMode::None, WriteBlocking, "64k,compat=0.10", 0, Unmap, false),
+        (SyncMode::Top, Background, "64k,compat=0.10", 0, On, false),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
@@ -220,8 +275,9 @@ fn what_is_copied_of_a_cluster_hides_no_layer_that_comes_later() {
         tool("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &size, &over, "4M"]);
         let executor = Executor::new(Clock::real()).unwrap();
         let graph = BlockGraph::new(executor.clone());
+        let target = if served { "remote" } else { "over" };
         let options =
-            MirrorOptions { copy_mode, granularity, ..MirrorOptions::new("d0", "over", sync) };
-        executor.block_on(late_layer(&graph, path, options));
+            MirrorOptions { copy_mode, granularity, ..MirrorOptions::new("d0", target, sync) };
+        executor.block_on(late_layer(&graph, path, Late { options, detect, served }));
     }
 }
