@@ -7,9 +7,11 @@ use crate::job::OnError;
 pub enum SyncMode {
     /// Everything, through all layers.
     Full,
-    /// What the topmost layer holds.
+    /// What the topmost layer holds. The target may get the layers below it later, also behind an NBD server;
+    /// but a qcow2 image of version 2 keeps no zeroes behind QEMU's, and behind ours only where the client's
+    /// node does not discard.
     Top,
-    /// Nothing: only what is written from now on.
+    /// Nothing: only what is written from now on. For the target, what is said of `Top` holds.
     None,
     /// What a bitmap says (not supported yet).
     Incremental,

@@ -7,6 +7,7 @@ use super::{SyncMode, copy};
 use crate::driver::{BlockDriver, Extent, ExtentKind};
 use crate::error::Result;
 use crate::format::raw::RawDriver;
+use crate::protocol::nbd::NbdDriver;
 
 /// Looks at so many bytes of a disk at a time, so that pauses and cancels are heard.
 const STEP: u64 = 1 << 30;
@@ -50,13 +51,20 @@ async fn mark_target_data(mirror: &Mirror) {
     // Where this layer of the target has nothing, what lies below it shows; who does not copy all layers
     // may still put something there.
     let shows_below = copy::has_backing(&mirror.target) || mirror.may_get_layers();
+    // An NBD server says the same of what its image does not have as of what is zero there.
+    let is_served = mirror.target.node().passes_to().any(|node| node.format() == NbdDriver::FORMAT);
+    let zero_may_be_absent = is_served && mirror.may_get_layers();
     let mut at = 0;
     while at < len {
         pause(mirror).await;
         let step = at..len.min(at + STEP);
         let extent = ask(mirror.target.map(step.clone()).await, &step);
-        let below = extent.kind == ExtentKind::Absent && shows_below;
-        if extent.kind == ExtentKind::Data || below {
+        let may_differ = match extent.kind {
+            ExtentKind::Data => true,
+            ExtentKind::Absent => shows_below,
+            ExtentKind::Zero => zero_may_be_absent,
+        };
+        if may_differ {
             mirror.target_data.borrow_mut().mark(at..at + extent.len);
         }
         at += extent.len;

@@ -101,9 +101,12 @@ impl Connection {
     async fn write_zeroes(&self, request: &Request) -> Result<Outcome, Refused> {
         self.check_writable()?;
         let range = self.check_range(request, ENOSPC)?;
+        let no_hole = request.flags & flag::NO_HOLE != 0;
         let flags = WriteFlags {
             fua: self.is_durable(request),
-            may_unmap: request.flags & flag::NO_HOLE == 0,
+            may_unmap: !no_hole,
+            // Where an image has nothing there is a hole, too.
+            opaque: no_hole,
             no_fallback: request.flags & flag::FAST_ZERO != 0,
             ..WriteFlags::NONE
         };

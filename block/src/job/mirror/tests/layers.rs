@@ -263,6 +263,10 @@ fn what_is_copied_of_a_cluster_hides_no_layer_that_comes_later() {
         (SyncMode::Top, Background, "64k,compat=0.10", 0, Off, false),
         (SyncMode::None, WriteBlocking, "64k,compat=0.10", 0, Unmap, false),
         (SyncMode::Top, Background, "64k,compat=0.10", 0, On, false),
+        // It cannot say where it has nothing.
+        (SyncMode::None, WriteBlocking, "64k", 0, Off, true),
+        (SyncMode::Top, Background, "64k", 0, Off, true),
+        (SyncMode::None, Background, "64k,compat=0.10", 0, Off, true),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
