@@ -108,7 +108,8 @@ object! {
         sync: MirrorSyncMode = "sync",
         /// Bytes per second, 0 for no limit (default 0).
         speed: Option<i64> = "speed",
-        /// Bytes per bit of the dirty bitmap: a power of two, 512 B to 64 MiB (default 64 KiB).
+        /// Bytes per bit of the dirty bitmap: a power of two, 512 B to 64 MiB (default 64 KiB). Where not all
+        /// layers are copied, a cluster of the target at least, which QEMU's NBD servers do not tell.
         granularity: Option<u32> = "granularity",
         /// Bytes in flight (default 16 MiB).
         buf_size: Option<i64> = "buf-size",

@@ -68,7 +68,7 @@ pub struct MirrorOptions {
     /// Rate limit in bytes a second, 0 for none. Negative is refused.
     pub speed: i64,
     /// Bytes in a granule; 0 for 64 KiB. Where not all layers are copied, it is a cluster of the target at
-    /// least.
+    /// least; behind an NBD server, the block that it prefers. That is the cluster with ours, but 4096 with QEMU's.
     pub granularity: u64,
     /// Bytes of buffers in all; 0 for 16 MiB. Negative is refused.
     pub buf_size: i64,

@@ -15,6 +15,7 @@ use crate::graph::{BlockGraph, Edit, check_top};
 use crate::job::registry::{checked_speed, invalid};
 use crate::job::{JobCtx, JobKind, JobOptions, JobRegistry};
 use crate::node::{BlockNode, NodeOptions};
+use crate::protocol::nbd::NbdDriver;
 
 /// Granule of a mirror unless the user or the target wants another, bytes.
 const DEFAULT_GRANULARITY: u64 = 64 << 10;
@@ -117,10 +118,13 @@ fn check(
 /// of one takes the place of all of it.
 fn granularity_for(options: &MirrorOptions, target: &BlockNode) -> u64 {
     let wanted = if options.granularity == 0 { DEFAULT_GRANULARITY } else { options.granularity };
-    match options.sync {
-        SyncMode::Full => wanted,
-        _ => wanted.max(target.skip_filters().limits().discard_granularity.into()),
+    if options.sync == SyncMode::Full {
+        return wanted;
     }
+    let cluster = target.skip_filters().limits().discard_granularity;
+    // Nobody can ask a server for its cluster. Ours prefer requests of whole ones, and tell.
+    let server = target.passes_to().find_map(|node| node.driver().map(NbdDriver::preferred_block));
+    wanted.max(cluster.into()).max(server.unwrap_or(0).into())
 }
 
 /// Puts the job's roots and its filter into the graph, or leaves it as it was.

@@ -12,7 +12,9 @@ use crate::bitmap::BitmapState;
 use crate::edge::{ChildRole, Perms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::BlockGraph;
-use crate::nbd::proto::{ALLOCATION_DEPTH, BASE_ALLOCATION, DIRTY_BITMAP, MAX_STRING, export};
+use crate::nbd::proto::{
+    ALLOCATION_DEPTH, BASE_ALLOCATION, DIRTY_BITMAP, MAX_PAYLOAD, MAX_STRING, export,
+};
 use crate::node::{AttachedBitmap, BlockNode};
 use crate::notify::Notify;
 
@@ -107,9 +109,17 @@ impl Export {
             description: self.options.description.clone(),
             size: self.backend.len(),
             flags,
-            preferred_block: self.backend.node().limits().request_alignment.max(PREFERRED_BLOCK),
+            preferred_block: self.preferred_block(),
             contexts: self.contexts.iter().map(name).collect(),
         }
+    }
+
+    /// What is done best at once and whole: a cluster, where that is not too long for one request.
+    fn preferred_block(&self) -> u32 {
+        let limits = self.backend.node().skip_filters().limits();
+        let cluster = limits.discard_granularity;
+        let fits = cluster.is_power_of_two() && cluster <= MAX_PAYLOAD;
+        limits.request_alignment.max(PREFERRED_BLOCK).max(if fits { cluster } else { 0 })
     }
 
     /// The node that it exports now.

@@ -167,6 +167,11 @@ impl NbdDriver {
         self.session.is_over()
     }
 
+    /// Bytes that the server does best at once and whole: a cluster of its image, if it tells.
+    pub(crate) fn preferred_block(&self) -> u32 {
+        self.session.facts().preferred_block
+    }
+
     async fn request(&self, command: Command) -> Result<Answer> {
         self.session.request(command).await
     }

@@ -32,6 +32,8 @@ pub(super) struct Facts {
     pub(super) style: HeaderStyle,
     /// All offsets and lengths are multiples of it, bytes.
     pub(super) min_block: u32,
+    /// What it does best in whole blocks of, at least `min_block`, bytes: a power of two.
+    pub(super) preferred_block: u32,
     /// Longest payload, bytes.
     pub(super) max_payload: u32,
     /// Number of the metadata context, if the server has it.
@@ -94,6 +96,7 @@ impl Negotiation {
             flags: 0,
             style: HeaderStyle::Simple,
             min_block: 1,
+            preferred_block: 1,
             max_payload: MAX_PAYLOAD,
             context: None,
         };
@@ -230,7 +233,7 @@ impl Negotiation {
                 self.described = true;
             }
             Some(info::BLOCK_SIZE) => {
-                let (Some(min), Some(_preferred), Some(max)) =
+                let (Some(min), Some(preferred), Some(max)) =
                     (fields.u32(), fields.u32(), fields.u32())
                 else {
                     return Err(broken("it does not tell its block sizes"));
@@ -240,6 +243,9 @@ impl Negotiation {
                     return Err(Error::new(ErrorKind::Unsupported, text));
                 }
                 self.facts.min_block = min;
+                // Only a hint: one that makes no sense is not taken.
+                let sane = preferred.is_power_of_two() && (min..=MAX_PAYLOAD).contains(&preferred);
+                self.facts.preferred_block = if sane { preferred } else { min };
                 self.facts.max_payload = max.min(MAX_PAYLOAD) & !(min - 1);
             }
             Some(_other) => {}

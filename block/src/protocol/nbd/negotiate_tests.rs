@@ -46,6 +46,7 @@ fn facts() -> Facts {
         flags: export::HAS_FLAGS,
         style: HeaderStyle::Extended,
         min_block: 512,
+        preferred_block: 4096,
         max_payload: 1 << 20,
         context: Some(7),
     }
@@ -118,6 +119,27 @@ fn block_sizes_that_make_no_sense_are_refused() {
             option => good(option),
         });
         assert_eq!(found.unwrap_err().kind(), ErrorKind::Unsupported, "{sizes:?}");
+    }
+}
+
+#[test]
+fn a_preferred_block_that_makes_no_sense_is_not_taken() {
+    for (preferred, taken) in
+        [(0, 512), (256, 512), (512, 512), (12_288, 512), (2 << 20, 2 << 20), (64 << 20, 512)]
+    {
+        let (_, found) = haggle(false, |option| match option {
+            opt::GO => {
+                let sizes: Vec<u8> = [512_u32, preferred, 1 << 25]
+                    .iter()
+                    .flat_map(|size| size.to_be_bytes())
+                    .collect();
+                let mut replies = good(option);
+                replies[0] = (rep::INFO, [vec![0, 3], sizes].concat());
+                replies
+            }
+            option => good(option),
+        });
+        assert_eq!(found.unwrap().preferred_block, taken, "{preferred}");
     }
 }
 

@@ -266,6 +266,7 @@ fn what_is_copied_of_a_cluster_hides_no_layer_that_comes_later() {
         // It cannot say where it has nothing.
         (SyncMode::None, WriteBlocking, "64k", 0, Off, true),
         (SyncMode::Top, Background, "64k", 0, Off, true),
+        (SyncMode::Top, WriteBlocking, "2M", 0, Off, true),
         (SyncMode::None, Background, "64k,compat=0.10", 0, Off, true),
     ] {
         let folder = tempfile::tempdir().unwrap();

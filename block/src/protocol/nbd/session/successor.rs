@@ -59,6 +59,7 @@ mod tests {
         flags: export::HAS_FLAGS | export::SEND_FLUSH,
         style: HeaderStyle::Structured,
         min_block: 512,
+        preferred_block: 4096,
         max_payload: 1 << 20,
         context: None,
     };
@@ -68,6 +69,7 @@ mod tests {
         flags: ALL | export::CAN_MULTI_CONN | export::SEND_CACHE,
         style: HeaderStyle::Extended,
         min_block: 1,
+        preferred_block: 4096,
         max_payload: 32 << 20,
         context: Some(1),
     };
