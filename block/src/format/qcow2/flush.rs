@@ -112,6 +112,8 @@ impl Image {
     }
 
     async fn write_out(&self) -> Result<()> {
+        // Also a read may begin this, for what is in its way, and an image that is damaged is left as it is.
+        self.has_begun()?;
         let (l2, l1) = (self.map.slices.take_dirty(), self.map.l1.take_dirty());
         let dropped = self.frees.take_dropped();
         let result = self.write_in_order(&l2, &l1).await;

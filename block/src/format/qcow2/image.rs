@@ -256,7 +256,7 @@ impl Image {
     }
 
     /// Whether there was a first change. An image that is not ours, or broken, can have none.
-    fn has_begun(&self) -> Result<bool> {
+    pub(super) fn has_begun(&self) -> Result<bool> {
         match self.condition.get() {
             Condition::Changed => Ok(true),
             Condition::Clean => Ok(false),

@@ -67,6 +67,21 @@ fn what_changed_in_memory_by_itself_is_not_written() {
 }
 
 #[test]
+fn a_read_writes_nothing_out_to_a_damaged_image() {
+    let image = Simulated::start(1, &Shape::new(CreateOptions::new(DISK)), None);
+    image.executor.block_on(async {
+        image.node.write(0, IoBuf::from_vec(&[1; 512]), WriteFlags::NONE).await.unwrap();
+        let driver = image.node.driver::<Qcow2Driver>().unwrap();
+        drop(driver.image.corrupt("somebody found something"));
+        assert!(image.node.flush().await.is_err());
+        let before = image.disk.counts().writes;
+        // What a read does whose table has no place in the cache.
+        assert_eq!(driver.image.flush_metadata().await.unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(image.disk.counts().writes, before);
+    });
+}
+
+#[test]
 fn nobody_works_on_the_file_of_a_damaged_image() {
     let image = Simulated::start(1, &Shape::new(CreateOptions::new(DISK)), None);
     image.executor.block_on(async {
