@@ -77,7 +77,8 @@ impl BlockGraph {
         let woken = self.wake_devices(&children_first)?;
         let mut done: Vec<BlockNode> = Vec::new();
         for node in children_first {
-            if node.is_active() || self.is_left(&node) {
+            // What was removed meanwhile was given up for good.
+            if node.is_active() || !self.is_used(&node) {
                 continue;
             }
             let result = match expected_mark(&node, only_if) {
@@ -99,9 +100,12 @@ impl BlockGraph {
         Ok(())
     }
 
-    /// Whether nobody has this node any more but who looks at it: it was removed meanwhile, and given up for good.
-    fn is_left(&self, node: &BlockNode) -> bool {
-        !self.is_owned(node) && node.0.live_parents().is_empty()
+    /// Whether it is below a backend or a node that users may remove, or is one itself.
+    fn is_used(&self, node: &BlockNode) -> bool {
+        let backends = self.backends();
+        let owned = self.0.owned.borrow();
+        let mut users = backends.iter().map(BlockBackend::node).chain(owned.iter().cloned());
+        users.any(|user| reaches(&user, node))
     }
 
     /// Gives the devices that wait for ownership of `nodes` their permissions, all or none: an export
