@@ -88,6 +88,7 @@ struct Plan {
     next: Cell<u64>,
     pattern: u8,
     write: bool,
+    how: WriteFlags,
     flush_interval: u64,
 }
 
@@ -127,6 +128,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
             next: Cell::new(offset),
             pattern: arguments.pattern,
             write: arguments.write,
+            how: WriteFlags { fua: cache.writethrough, ..WriteFlags::NONE },
             flush_interval: arguments.flush_interval,
         });
         let executor = session.graph.executor();
@@ -160,7 +162,7 @@ impl Plan {
             let fits = next.saturating_add(self.len as u64) <= self.end;
             self.next.set(if fits { next } else { 0 });
             if self.write {
-                root.write(at, buf.clone(), WriteFlags::NONE).await?;
+                root.write(at, buf.clone(), self.how).await?;
                 if self.flush_interval > 0 && number.is_multiple_of(self.flush_interval) {
                     root.flush().await?;
                 }

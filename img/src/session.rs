@@ -66,7 +66,8 @@ impl Request<'_> {
 pub(crate) struct Cache {
     /// Past the host's page cache.
     pub(crate) direct: bool,
-    /// Every write is durable before the next.
+    /// Every write is durable when it has ended. Only `bench` makes a difference of it: what others have written is
+    /// durable when they end.
     pub(crate) writethrough: bool,
     /// Nothing is flushed.
     pub(crate) no_flush: bool,

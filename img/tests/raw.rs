@@ -226,6 +226,24 @@ fn a_measurement_tells_how_long_it_took() {
 }
 
 #[test]
+fn writes_through_the_cache_are_measured_until_they_are_durable() {
+    let Some(rig) = Rig::new() else { return };
+    if Command::new("nbdkit").arg("--version").output().is_err() {
+        eprintln!("skipped: nbdkit is not installed");
+        return;
+    }
+    for (mode, durable) in [("writeback", 0), ("writethrough", 3)] {
+        let bench = format!("{OURS} bench -w -t {mode} -c 3 -d 1 -f raw \"$uri\"");
+        let mut nbdkit = Command::new("nbdkit");
+        nbdkit.args(["-U", "-", "--filter=log", "memory", "1M", "logfile=log", "--run", &bench]);
+        let output = nbdkit.current_dir(rig.0.path()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let log = String::from_utf8(rig.bytes("log")).unwrap();
+        assert_eq!(log.matches("fua=1").count(), durable, "{log}");
+    }
+}
+
+#[test]
 fn what_another_program_writes_to_is_not_touched() {
     let Some(rig) = Rig::new() else { return };
     let path = rig.path("a.raw");
