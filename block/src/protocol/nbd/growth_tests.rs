@@ -74,6 +74,14 @@ impl Rig {
         hanging
     }
 
+    /// The disk grows, and the node follows, while such a write is under way.
+    async fn grow_during_a_write(&self, node: &BlockNode, len: u64) -> Task<Result<()>> {
+        self.grow(len).await;
+        let hanging = self.hanging_write(node).await;
+        resize(node, len).await.unwrap();
+        hanging
+    }
+
     fn flush(&self, node: &BlockNode) -> Task<Result<()>> {
         let node = node.clone();
         self.executor.spawn(async move { node.flush().await })
@@ -173,9 +181,7 @@ fn what_old_connections_acknowledge_is_made_durable_over_them() {
     Rig::run(async |rig| {
         let (_server, export) = rig.serve().await;
         let node = rig.connect(1).await;
-        rig.grow(NEW).await;
-        let hanging = rig.hanging_write(&node).await;
-        resize(&node, NEW).await.unwrap();
+        let hanging = rig.grow_during_a_write(&node, NEW).await;
         let flushes = rig.disk.counts().flushes;
         let flushing = rig.flush(&node);
         rig.pause(50).await;
@@ -193,9 +199,7 @@ fn what_old_connections_could_not_make_durable_is_not_promised_later() {
     Rig::run(async |rig| {
         let (_server, export) = rig.serve().await;
         let node = rig.connect(1).await;
-        rig.grow(NEW).await;
-        let hanging = rig.hanging_write(&node).await;
-        resize(&node, NEW).await.unwrap();
+        let hanging = rig.grow_during_a_write(&node, NEW).await;
         rig.disk.heal();
         rig.disk.inject(Fault::once(SimOp::Flush, Effect::Fail(ErrorKind::NoSpace)));
         hanging.await.unwrap();
@@ -214,9 +218,7 @@ fn a_flush_waits_no_longer_than_the_connection_lasts() {
     Rig::run(async |rig| {
         let (server, _export) = rig.serve().await;
         let node = rig.connect(1).await;
-        rig.grow(NEW).await;
-        let hanging = rig.hanging_write(&node).await;
-        resize(&node, NEW).await.unwrap();
+        let hanging = rig.grow_during_a_write(&node, NEW).await;
         let flushing = rig.flush(&node);
         let stopping = rig.executor.spawn(async move { server.stop().await });
         rig.pause(20).await;
@@ -226,9 +228,7 @@ fn a_flush_waits_no_longer_than_the_connection_lasts() {
         hanging.await.unwrap();
         flushing.await.unwrap();
         rig.client_count(&export, 1).await;
-        rig.grow(NEW + OLD).await;
-        let hanging = rig.hanging_write(&node).await;
-        resize(&node, NEW + OLD).await.unwrap();
+        let hanging = rig.grow_during_a_write(&node, NEW + OLD).await;
         let flushing = rig.flush(&node);
         rig.pause(20).await;
         assert!(!flushing.is_finished());
