@@ -112,10 +112,9 @@ impl DirtyBitmap {
     /// # Errors
     /// The granularity is not a power of two in range, or the disk too long to be described.
     pub fn new(len: u64, granularity: u64) -> Result<DirtyBitmap, BitmapError> {
-        let granules = len.div_ceil(granularity.max(1));
         let mut bitmap = DirtyBitmap::inconsistent(len, granularity)?;
-        let words = usize::try_from(granules.div_ceil(WORD_BITS));
-        let (true, Ok(words)) = (granules <= MAX_GRANULES, words) else {
+        let words = usize::try_from(bitmap.granules().div_ceil(WORD_BITS));
+        let (true, Ok(words)) = (bitmap.granules() <= MAX_GRANULES, words) else {
             return Err(BitmapError::Bits { len, granularity });
         };
         bitmap.words = vec![0; words];

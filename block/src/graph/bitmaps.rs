@@ -154,29 +154,21 @@ impl BlockGraph {
 
     /// Makes everything clean.
     pub async fn clear_bitmap(&self, node: &str, name: &str) -> Result<BitmapChange> {
-        let clear = |mut bits: DirtyBitmap| {
+        let clear = |bits: &mut DirtyBitmap| {
             bits.clear_all();
-            Ok(bits)
+            Ok(())
         };
         self.change_bitmap(node, name, BitmapUse::Change, clear).await
     }
 
     /// Records from now on.
     pub async fn enable_bitmap(&self, node: &str, name: &str) -> Result<BitmapChange> {
-        let enable = |mut bits: DirtyBitmap| {
-            bits.enable()?;
-            Ok(bits)
-        };
-        self.change_bitmap(node, name, BitmapUse::Look, enable).await
+        self.change_bitmap(node, name, BitmapUse::Look, |bits| Ok(bits.enable()?)).await
     }
 
     /// Records no longer.
     pub async fn disable_bitmap(&self, node: &str, name: &str) -> Result<BitmapChange> {
-        let disable = |mut bits: DirtyBitmap| {
-            bits.disable()?;
-            Ok(bits)
-        };
-        self.change_bitmap(node, name, BitmapUse::Look, disable).await
+        self.change_bitmap(node, name, BitmapUse::Look, |bits| Ok(bits.disable()?)).await
     }
 
     /// Adds what is dirty in `sources`, of any granularity, to a bitmap; all of them or none.
@@ -187,7 +179,7 @@ impl BlockGraph {
         sources: &[BitmapSource],
     ) -> Result<BitmapChange> {
         let (found, _) = self.find_bitmap(node, target)?;
-        let merge = |mut merged: DirtyBitmap| {
+        let merge = |merged: &mut DirtyBitmap| {
             for source in sources {
                 let source = match &source.node {
                     None => named(&found, &source.name)?,
@@ -206,7 +198,7 @@ impl BlockGraph {
                 }
                 merged.merge(&bits)?;
             }
-            Ok(merged)
+            Ok(())
         };
         self.change_bitmap(node, target, BitmapUse::Change, merge).await
     }
@@ -216,13 +208,15 @@ impl BlockGraph {
         node: &str,
         name: &str,
         wanted: BitmapUse,
-        change: impl FnOnce(DirtyBitmap) -> Result<DirtyBitmap>,
+        change: impl FnOnce(&mut DirtyBitmap) -> Result<()>,
     ) -> Result<BitmapChange> {
         let (node, bitmap) = self.find_bitmap(node, name)?;
         mark_in_use(&node, &bitmap).await?;
         bitmap.check(wanted)?;
-        let before = bitmap.bits.borrow().clone();
-        bitmap.bits.replace(change(before.clone())?);
+        // A copy is changed: what is merged into it may be the bitmap itself.
+        let mut bits = bitmap.bits.borrow().clone();
+        change(&mut bits)?;
+        let before = bitmap.bits.replace(bits);
         Ok(BitmapChange { node, bitmap, step: Step::Changed(Box::new(before)) })
     }
 }
